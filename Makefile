@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make demo` runs a swarm on this machine, `make test` the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# An ordinary index gives torch with several GB of CUDA packages; `make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu`
+# takes the CPU build (200 MB) instead.
+TORCH_INDEX ?=
+PIP_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
+
+.PHONY: demo test test-full lint bench install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/swarm-sim local
+
+test: install
+	$(BIN)/pytest -n $${WORKERS:-auto} -m 'not slow and not gpu'
+
+test-full: install
+	$(BIN)/pytest -n $${WORKERS:-auto}
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python benchmarks/decode.py
+
+clean:
+	rm -rf $(VENV) dist build
