@@ -1,0 +1,206 @@
+"""Where the computing happens: a driver takes steps from the event loop, runs them in batches and hands back outputs.
+
+Owns the hand-over. `ComputeThread` is production's: one thread that never blocks the loop and runs whatever is ready as
+soon as it is free, without a timer. `VirtualCompute` is the simulator's: the same scheduler and contract on the loop
+itself, a batch taking the time that its executor says. Both own their scheduler and executor: nobody else may touch
+them while the driver runs.
+"""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from swarm_net.links import Clock
+from swarm_net.session_errors import ComputeFailed
+
+from swarm_node.executor import Executor, Output, Piece, TimedExecutor
+from swarm_node.scheduler import Scheduler, Slice, Work
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One piece of a work has run."""
+
+    slice: Slice
+    output: Output
+    started_s: float
+    ended_s: float
+    batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Void:
+    """Forget a session's waiting steps of older epochs."""
+
+    session: bytes
+    below_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget a session, its steps and its KV; `on_done` is called on the loop when nothing of it is left."""
+
+    session: bytes
+    on_done: Callable[[], None]
+
+
+Command = Work | Void | Drop
+Deliver = Callable[[list[Ran]], None]
+
+
+class Compute(Protocol):
+    """What the node uses."""
+
+    def start(self, deliver: Deliver) -> None:
+        """Begin; `deliver` is called on the loop with the outputs of each batch."""
+
+    def submit(self, commands: Sequence[Command]) -> None:
+        """Hand over commands, in order; never blocks."""
+
+    async def stop(self) -> None:
+        """End after the batch that runs; what waits is forgotten."""
+
+
+class _Core:
+    """What both drivers share: commands in, batches run."""
+
+    def __init__(self, executor: Executor, scheduler: Scheduler, clock: Clock) -> None:
+        self.executor = executor
+        self.scheduler = scheduler
+        self.clock = clock
+
+    def obey(self, command: Command) -> Callable[[], None] | None:
+        """Take one command; returns what the loop has to be told."""
+        match command:
+            case Work():
+                self.scheduler.add(command)
+            case Void(session, below_epoch):
+                self.scheduler.void(session, below_epoch)
+            case Drop(session, on_done):
+                self.scheduler.drop(session)
+                self.executor.drop(session)
+                return on_done
+        return None
+
+    def run(self, pieces: list[Piece]) -> list[Output]:
+        """Run a batch; an exception of the executor fails these pieces and nothing else."""
+        try:
+            outputs = self.executor.run(pieces)
+        except Exception as error:
+            log.exception("executor failed pieces=%d tokens=%d", len(pieces), sum(piece.count for piece in pieces))
+            return [ComputeFailed(reason=type(error).__name__) for _ in pieces]
+        assert len(outputs) == len(pieces)
+        return outputs
+
+
+class ComputeThread:
+    """Runs batches in one thread of its own."""
+
+    def __init__(self, executor: Executor, scheduler: Scheduler, clock: Clock) -> None:
+        self._core = _Core(executor, scheduler, clock)
+        self._inbox: queue.SimpleQueue[Sequence[Command] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._deliver: Deliver | None = None
+
+    def start(self, deliver: Deliver) -> None:
+        self._loop, self._deliver = asyncio.get_running_loop(), deliver
+        self._thread.start()
+
+    def submit(self, commands: Sequence[Command]) -> None:
+        self._inbox.put(commands)  # bounded by what sessions may have on their way: see sessions.py
+
+    async def stop(self) -> None:
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            while self._thread.is_alive():
+                await asyncio.sleep(0.005)
+
+    def _work(self) -> None:
+        core = self._core
+        while True:
+            if not self._drain():
+                return
+            slices = core.scheduler.next()
+            if not slices:
+                continue
+            pieces = [slice.piece for slice in slices]
+            started_s = core.clock.monotonic()
+            outputs = core.run(pieces)
+            ended_s = core.clock.monotonic()
+            self._hand_back(slices, outputs, started_s, ended_s)
+
+    def _drain(self) -> bool:
+        """Take all commands that are there, waiting for one if nothing is ready; False: stop."""
+        wait = not self._core.scheduler
+        while True:
+            try:
+                commands = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if commands is None:
+                return False
+            wait = False
+            for command in commands:
+                if (done := self._core.obey(command)) is not None:
+                    self._call(done)
+
+    def _hand_back(self, slices: list[Slice], outputs: list[Output], started_s: float, ended_s: float) -> None:
+        assert self._deliver is not None
+        tokens = sum(slice.piece.count for slice in slices)
+        self._call(
+            self._deliver,
+            [Ran(slice, output, started_s, ended_s, tokens) for slice, output in zip(slices, outputs, strict=True)],
+        )
+
+    def _call(self, callback: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+
+class VirtualCompute:
+    """Runs batches on the loop, in modelled time: no thread."""
+
+    def __init__(self, executor: TimedExecutor, scheduler: Scheduler, clock: Clock) -> None:
+        self._core = _Core(executor, scheduler, clock)
+        self._executor = executor
+        self._ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, deliver: Deliver) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._work(deliver), name="virtual compute")
+
+    def submit(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            if (done := self._core.obey(command)) is not None:
+                done()
+        self._ready.set()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _work(self, deliver: Deliver) -> None:
+        core = self._core
+        while True:
+            slices = core.scheduler.next()
+            if not slices:
+                self._ready.clear()
+                await self._ready.wait()
+                continue
+            pieces = [slice.piece for slice in slices]
+            started_s = core.clock.monotonic()
+            await asyncio.sleep(self._executor.duration_s(pieces))
+            outputs = core.run(pieces)
+            tokens = sum(piece.count for piece in pieces)
+            ended_s = core.clock.monotonic()
+            deliver([Ran(s, output, started_s, ended_s, tokens) for s, output in zip(slices, outputs, strict=True)])

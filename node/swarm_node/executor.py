@@ -1,0 +1,98 @@
+"""What computes: the seam between the node and whatever runs a span.
+
+Owns the values that go in and out of a step and the `Executor` interface. `span_executor.py` runs a real span with
+torch; the simulator's executor returns digests in modelled time. An executor knows no network, epochs or routes; it is
+used by one thread only (`compute.py`), and keeps the KV of the sessions that it has seen until they are dropped.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from swarm_net.links import Body
+from swarm_net.messages import SamplingSpec
+from swarm_net.session_errors import SessionError
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Draw the token behind a piece; `history` holds every id up to there, where the penalties need it."""
+
+    sampling: SamplingSpec
+    history: NDArray[np.int32] | None = None  # [position + count]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some tokens of one session that run in one batch."""
+
+    session: bytes
+    entry: int  # the first block that this session runs here
+    position: int  # tokens cached before; what is cached beyond is cut first
+    count: int
+    data: Body  # int32 ids [count] where entry is 0, else raw activations [count, hidden]
+    draw: Draw | None = None  # only where the span ends the model
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token, and where they were asked for, log-probabilities of the model's own distribution."""
+
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+Output = Body | Drawn | SessionError | None
+"""Activations [count, hidden] for the next hop; a drawn token; what went wrong with this piece alone; or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpanFacts:
+    """What the node has to know of its span, to check peers' input and to tell others."""
+
+    start: int
+    end: int
+    num_blocks: int
+    hidden_bytes: int  # of one token's activations
+    vocab_size: int
+    max_context: int
+    dtype: str
+    numeric_class: str
+    page_size: int
+    kv_tokens: int  # that fit the KV pool, all sessions together
+    rewind: str
+    block_digests: tuple[bytes, ...]
+    weight_bytes: int = 0
+    kv_bytes_per_token: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.end == self.num_blocks
+
+
+class Executor(Protocol):
+    """Runs pieces of many sessions at once."""
+
+    facts: SpanFacts
+
+    def run(self, pieces: Sequence[Piece]) -> list[Output]:
+        """Run one batch, at most one piece a session and all with the same entry; one output a piece.
+
+        What is wrong with one piece stands in its place in the list; an exception means that the whole batch failed.
+        """
+
+    def drop(self, session: bytes) -> None:
+        """Forget a session; one that is not known is already forgotten."""
+
+
+class TimedExecutor(Executor, Protocol):
+    """An executor for virtual time: says how long a batch takes."""
+
+    def duration_s(self, pieces: Sequence[Piece]) -> float: ...

@@ -1,0 +1,137 @@
+"""What runs next: a pure scheduler over the steps that wait.
+
+Owns the queue of steps and the rule that picks a batch from it: every decode step that is ready, then pieces of prefill
+into what is left of the token budget. A session has at most one piece in a batch, and its steps never overtake each
+other, so that the KV of a step is there before the next one runs. Called by `compute.py`; knows no clock and no torch.
+
+Mixing prefill chunks into decode batches: Agrawal et al. 2024 (Sarathi-Serve), section 4.
+"""
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+
+from swarm_net.links import Body
+from swarm_net.messages import StepKind
+
+from swarm_node.executor import Draw, Piece
+
+
+@dataclass(slots=True)
+class Work:
+    """One accepted step that waits; `done` of its `count` tokens have been handed out."""
+
+    session: bytes
+    epoch: int
+    frame: int
+    position: int
+    count: int
+    kind: StepKind
+    entry: int
+    data: memoryview
+    draw: Draw | None
+    arrived_s: float
+    wire_us: int = 0
+    context: object = None  # the node's own, carried through
+    done: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.count - self.done
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The part of a work that runs in this batch."""
+
+    work: Work
+    piece: Piece
+    is_end: bool  # of the work's tokens
+
+
+class Scheduler:
+    """Picks batches of at most `token_budget` tokens, prefill in chunks of `chunk_tokens`.
+
+    Decode steps may exceed the budget: each is one token, and a session that waits for its turn would pay with latency for
+    what hardly costs more.
+    """
+
+    def __init__(self, *, token_budget: int = 256, chunk_tokens: int = 256, max_decodes: int = 256) -> None:
+        self.token_budget = token_budget
+        self.chunk_tokens = chunk_tokens
+        self.max_decodes = max_decodes
+        self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()  # by session, in order of arrival
+        self.waiting_tokens = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def add(self, work: Work) -> None:
+        """Queue a step behind the others of its session."""
+        self._queues.setdefault(work.session, deque()).append(work)
+        self.waiting_tokens += work.left
+
+    def void(self, session: bytes, below_epoch: int) -> None:
+        """Forget a session's steps of older epochs."""
+        queue = self._queues.get(session)
+        if queue is None:
+            return
+        kept = deque(work for work in queue if work.epoch >= below_epoch)
+        self.waiting_tokens -= sum(work.left for work in queue) - sum(work.left for work in kept)
+        if kept:
+            self._queues[session] = kept
+        else:
+            del self._queues[session]
+
+    def drop(self, session: bytes) -> None:
+        """Forget all of a session's steps."""
+        if (queue := self._queues.pop(session, None)) is not None:
+            self.waiting_tokens -= sum(work.left for work in queue)
+
+    def next(self) -> list[Slice]:
+        """Take the next batch; empty only if nothing waits.
+
+        All pieces of a batch enter the span at the same block: that of the session that has waited longest.
+        """
+        heads = [queue[0] for queue in self._queues.values()]
+        if not heads:
+            return []
+        entry = heads[0].entry
+        ready = [work for work in heads if work.entry == entry]
+        decodes = [work for work in ready if work.left == 1][: self.max_decodes]
+        batch = [self._take(work, 1) for work in decodes]
+        budget = self.token_budget - len(batch)
+        for work in ready:
+            if work.left == 1:
+                continue
+            tokens = min(work.left, self.chunk_tokens, max(budget, 0) if batch else self.token_budget)
+            if tokens == 0:
+                break
+            batch.append(self._take(work, tokens))
+            budget -= tokens
+        return batch
+
+    def _take(self, work: Work, tokens: int) -> Slice:
+        start, end = work.done, work.done + tokens
+        is_end = end == work.count
+        width = len(work.data) // work.count
+        piece = Piece(
+            session=work.session,
+            entry=work.entry,
+            position=work.position + start,
+            count=tokens,
+            data=work.data[start * width : end * width],
+            draw=work.draw if is_end else None,
+        )
+        work.done = end
+        self.waiting_tokens -= tokens
+        queue = self._queues.pop(work.session)
+        if is_end:
+            queue.popleft()
+        if queue:
+            self._queues[work.session] = queue  # behind the others: prefills take turns
+        return Slice(work, piece, is_end)
+
+
+def as_bytes(body: Body) -> memoryview:
+    """View a body as bytes, so that it can be cut by tokens without copying."""
+    return memoryview(body).cast("B")
