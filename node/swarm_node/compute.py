@@ -17,7 +17,6 @@ from typing import Protocol
 
 from swarm_net.links import Clock
 from swarm_net.session_errors import ComputeFailed
-
 from swarm_node.executor import Executor, Output, Piece, TimedExecutor
 from swarm_node.scheduler import Scheduler, Slice, Work
 
@@ -28,7 +27,7 @@ log = logging.getLogger(__name__)
 class Ran:
     """One piece of a work has run."""
 
-    slice: Slice
+    part: Slice
     output: Output
     started_s: float
     ended_s: float
@@ -109,6 +108,7 @@ class ComputeThread:
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deliver: Deliver | None = None
+        self._ended = asyncio.Event()
 
     def start(self, deliver: Deliver) -> None:
         self._loop, self._deliver = asyncio.get_running_loop(), deliver
@@ -118,24 +118,24 @@ class ComputeThread:
         self._inbox.put(commands)  # bounded by what sessions may have on their way: see sessions.py
 
     async def stop(self) -> None:
-        if self._thread.is_alive():
+        if self._loop is not None:
             self._inbox.put(None)
-            while self._thread.is_alive():
-                await asyncio.sleep(0.005)
+            await self._ended.wait()
 
     def _work(self) -> None:
         core = self._core
         while True:
             if not self._drain():
+                self._call(self._ended.set)
                 return
-            slices = core.scheduler.next()
-            if not slices:
+            parts = core.scheduler.next()
+            if not parts:
                 continue
-            pieces = [slice.piece for slice in slices]
+            pieces = [part.piece for part in parts]
             started_s = core.clock.monotonic()
             outputs = core.run(pieces)
             ended_s = core.clock.monotonic()
-            self._hand_back(slices, outputs, started_s, ended_s)
+            self._hand_back(parts, outputs, started_s, ended_s)
 
     def _drain(self) -> bool:
         """Take all commands that are there, waiting for one if nothing is ready; False: stop."""
@@ -152,12 +152,12 @@ class ComputeThread:
                 if (done := self._core.obey(command)) is not None:
                     self._call(done)
 
-    def _hand_back(self, slices: list[Slice], outputs: list[Output], started_s: float, ended_s: float) -> None:
+    def _hand_back(self, parts: list[Slice], outputs: list[Output], started_s: float, ended_s: float) -> None:
         assert self._deliver is not None
-        tokens = sum(slice.piece.count for slice in slices)
+        tokens = sum(part.piece.count for part in parts)
         self._call(
             self._deliver,
-            [Ran(slice, output, started_s, ended_s, tokens) for slice, output in zip(slices, outputs, strict=True)],
+            [Ran(part, output, started_s, ended_s, tokens) for part, output in zip(parts, outputs, strict=True)],
         )
 
     def _call(self, callback: Callable[..., None], *arguments: object) -> None:
@@ -192,15 +192,17 @@ class VirtualCompute:
     async def _work(self, deliver: Deliver) -> None:
         core = self._core
         while True:
-            slices = core.scheduler.next()
-            if not slices:
+            parts = core.scheduler.next()
+            if not parts:
                 self._ready.clear()
                 await self._ready.wait()
                 continue
-            pieces = [slice.piece for slice in slices]
+            pieces = [part.piece for part in parts]
             started_s = core.clock.monotonic()
             await asyncio.sleep(self._executor.duration_s(pieces))
             outputs = core.run(pieces)
             tokens = sum(piece.count for piece in pieces)
             ended_s = core.clock.monotonic()
-            deliver([Ran(s, output, started_s, ended_s, tokens) for s, output in zip(slices, outputs, strict=True)])
+            deliver(
+                [Ran(part, output, started_s, ended_s, tokens) for part, output in zip(parts, outputs, strict=True)]
+            )

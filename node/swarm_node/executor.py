@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from swarm_net.links import Body
 from swarm_net.messages import SamplingSpec
 from swarm_net.session_errors import SessionError

@@ -10,9 +10,10 @@ Mixing prefill chunks into decode batches: Agrawal et al. 2024 (Sarathi-Serve), 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 
-from swarm_net.links import Body
-from swarm_net.messages import StepKind
+import numpy as np
+from numpy.typing import NDArray
 
+from swarm_net.messages import HopTiming, StepKind
 from swarm_node.executor import Draw, Piece
 
 
@@ -28,10 +29,12 @@ class Work:
     kind: StepKind
     entry: int
     data: memoryview
+    sample: bool
     draw: Draw | None
     arrived_s: float
+    ids: NDArray[np.int32] | None = None  # [count], where the last hop needs them
+    trail: tuple[HopTiming, ...] = ()
     wire_us: int = 0
-    context: object = None  # the node's own, carried through
     done: int = 0
 
     @property
@@ -51,8 +54,8 @@ class Slice:
 class Scheduler:
     """Picks batches of at most `token_budget` tokens, prefill in chunks of `chunk_tokens`.
 
-    Decode steps may exceed the budget: each is one token, and a session that waits for its turn would pay with latency for
-    what hardly costs more.
+    Decode steps may exceed the budget: each is one token, and a session that waited for its turn would pay with latency
+    for what hardly costs more.
     """
 
     def __init__(self, *, token_budget: int = 256, chunk_tokens: int = 256, max_decodes: int = 256) -> None:
@@ -130,8 +133,3 @@ class Scheduler:
         if queue:
             self._queues[work.session] = queue  # behind the others: prefills take turns
         return Slice(work, piece, is_end)
-
-
-def as_bytes(body: Body) -> memoryview:
-    """View a body as bytes, so that it can be cut by tokens without copying."""
-    return memoryview(body).cast("B")

@@ -16,6 +16,7 @@ from swarm_net.messages import AnyMessage, Lane, Message
 
 PeerId = NewType("PeerId", str)
 Body = bytes | bytearray | memoryview
+LANES: tuple[Lane, Lane] = ("decode", "bulk")
 
 
 class Clock(Protocol):

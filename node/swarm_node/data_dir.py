@@ -1,0 +1,127 @@
+"""Where a node keeps its identity and state: one directory, locked while the node runs.
+
+Owns the choice of directory, the lock, and the small file that tells `swarm-node status` and `stop` which process runs
+there and where it listens. Without an explicit directory the next free one is taken: `node`, `node-2`, `node-3`, ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+
+from swarm_node.errors import BadSetting, DataDirInUse
+from swarm_node.settings import APP
+
+LOCK, STATE, IDENTITY = "lock", "running.json", "identity.pem"
+MAX_DEFAULTS = 64
+
+
+def default_base() -> Path:
+    """The folder of the default data directories."""
+    return Path(platformdirs.user_data_dir(APP)) / "nodes"
+
+
+@dataclass(slots=True)
+class DataDir:
+    """A locked data directory; `close` unlocks it."""
+
+    path: Path
+    _lock: FileLock
+
+    @classmethod
+    def claim(cls, explicit: str, base: Path) -> DataDir:
+        """Lock the given directory, or the next free default; raises DataDirInUse or BadSetting."""
+        if explicit:
+            claimed = cls._try(Path(explicit).expanduser())
+            if claimed is None:
+                raise DataDirInUse(explicit)
+            return claimed
+        for number in range(1, MAX_DEFAULTS + 1):
+            if (claimed := cls._try(base / ("node" if number == 1 else f"node-{number}"))) is not None:
+                return claimed
+        raise DataDirInUse(str(base / "node"))
+
+    @classmethod
+    def _try(cls, path: Path) -> DataDir | None:
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = FileLock(path / LOCK)
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        except OSError as error:
+            raise BadSetting("data_dir", str(path), "--data-dir", str(error)) from error
+        return cls(path, lock)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def identity_file(self) -> Path:
+        return self.path / IDENTITY
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Tell others on this machine what runs here; whole or not at all."""
+        temporary = self.path / (STATE + ".new")
+        temporary.write_text(json.dumps({**state, "pid": os.getpid()}))
+        temporary.replace(self.path / STATE)
+
+    def close(self) -> None:
+        """Forget the state and unlock."""
+        (self.path / STATE).unlink(missing_ok=True)
+        self._lock.release()
+
+
+@dataclass(frozen=True, slots=True)
+class RunningNode:
+    """A node that runs on this machine, as its state file tells."""
+
+    name: str
+    path: Path
+    state: dict[str, Any]
+
+    @property
+    def pid(self) -> int:
+        return int(self.state["pid"])
+
+    @property
+    def identity_file(self) -> Path:
+        return Path(self.state["identity"])
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a node runs on a data directory: the lock is the truth, not the state file."""
+    if not (path / LOCK).exists():
+        return False
+    try:
+        with FileLock(path / LOCK).acquire(timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
+
+
+def running(base: Path, name: str = "") -> list[RunningNode]:
+    """Return the nodes that run on this machine's default directories, or the one of that name or directory."""
+    if name and (os.sep in name or not (base / name).exists()):
+        paths = [Path(name).expanduser()]
+    elif name:
+        paths = [base / name]
+    else:
+        paths = sorted(base.glob("node*"))
+    found = []
+    for path in paths:
+        if is_locked(path):
+            try:
+                state = json.loads((path / STATE).read_text())
+            except (OSError, ValueError):
+                state = {}  # it is starting
+            if "pid" in state:
+                found.append(RunningNode(path.name, path, state))
+    return found

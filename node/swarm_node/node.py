@@ -1,0 +1,440 @@
+"""A node: takes sessions and steps from its links, has them computed, and sends what comes out to the next hop.
+
+Owns the shell around the pure parts: `sessions.py` decides what is accepted, `scheduler.py` what runs, the compute
+driver runs it. It starts no process, reads no file and knows neither torch nor the DHT; `program.py` builds it from
+real parts, the simulator from simulated ones.
+
+    Open     admit, dial the next hop, pass it on, wait for its Opened, answer Opened
+    Step     accept, queue                                    -> compute
+    ran      pass on as a Step, or as a Result to the client  <- compute
+    Cancel   pass on, forget
+    lost     a link ended: its sessions fail upstream and are cancelled downstream
+
+An error whose `retry` is `here` leaves its session open. Any other ends it at every hop: the hop where it happens sends
+Failure upstream and Cancel downstream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import msgspec
+from swarm_net.endpoint import Endpoint
+
+from swarm_net.errors import LinkLost, NetError
+from swarm_net.links import LANES, Body, Clock, Link, PeerId
+from swarm_net.messages import (
+    Cancel,
+    Failure,
+    HopGrant,
+    HopTiming,
+    Load,
+    Message,
+    ModelId,
+    Open,
+    Opened,
+    Refuse,
+    Result,
+    Step,
+    TokenLogprob,
+)
+from swarm_net.session_errors import (
+    ComputeFailed,
+    Draining,
+    HopLost,
+    HopSilent,
+    HopUnreachable,
+    SessionError,
+    SessionUnknown,
+    from_failure,
+    to_failure,
+)
+from swarm_node.compute import Command, Compute, Drop, Ran, Void
+from swarm_node.executor import Drawn, SpanFacts
+from swarm_node.sessions import Session, SessionTable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLimits:
+    """What a node allows."""
+
+    idle_timeout_s: float = 60.0
+    dial_timeout_s: float = 5.0
+    max_opening: int = 256  # openings that wait for their next hop; one more is refused
+
+
+class Node:
+    """Serves one span to the peers of an endpoint; an async context manager."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: Endpoint,
+        compute: Compute,
+        facts: SpanFacts,
+        model: ModelId,
+        clock: Clock,
+        limits: NodeLimits = NodeLimits(),
+    ) -> None:
+        self.facts = facts
+        self.model = model
+        self.table = SessionTable(facts, endpoint.peer, model.revision, model.name)
+        self.served = Served()
+        self._endpoint = endpoint
+        self._compute = compute
+        self._clock = clock
+        self._limits = limits
+        self._openings: dict[bytes, _Opening] = {}
+        self._commands: list[Command] = []
+        self._busy = BusyShare()
+        self._draining = False
+        self._tasks = asyncio.TaskGroup()
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._sweeper = self._tasks.create_task(self._sweep(), name="sweep idle sessions")
+        self._compute.start(self._on_ran)
+        self._endpoint.on(Open, self._on_open)
+        self._endpoint.on(Opened, self._on_opened)
+        self._endpoint.on(Refuse, self._on_refuse)
+        self._endpoint.on(Failure, self._on_failure)
+        self._endpoint.on(Step, self._on_step)
+        self._endpoint.on(Cancel, self._on_cancel)
+        self._endpoint.on_lost(self._on_lost)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.drain()
+        assert self._sweeper is not None
+        self._sweeper.cancel()
+        await self._compute.stop()
+        await self._tasks.__aexit__(kind, error, traceback)
+
+    def drain(self) -> None:
+        """Take no more sessions and end those that run: their clients hear at once and go elsewhere."""
+        self._draining = True
+        for session in list(self.table.sessions.values()):
+            self._fail(session, Draining())
+
+    def load(self) -> Load:
+        """How busy the node is now."""
+        return Load(
+            sessions=len(self.table.sessions),
+            queued_tokens=sum(max(0, session.waiting) for session in self.table.sessions.values()),
+            busy=self._busy.share(self._clock.monotonic()),
+            kv_tokens_free=self.table.kv_free,
+            kv_tokens=self.facts.kv_tokens,
+        )
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def _on_open(self, link: Link, message: Open, body: Body) -> None:
+        try:
+            if self._draining:
+                raise Draining()
+            if len(self._openings) >= self._limits.max_opening:
+                raise ComputeFailed(reason=f"{self._limits.max_opening} sessions are being opened already")
+            session = self.table.open(message, link, self._clock.monotonic())
+        except SessionError as error:
+            self._refuse(link, message, error)
+            return
+        link.keep_warm(1)
+        task = self._tasks.create_task(self._connect(session), name="open session")
+        self._openings[session.id] = _Opening(task, asyncio.get_running_loop().create_future())
+
+    async def _connect(self, session: Session) -> None:
+        """Reach the next hop and have it open the session, or on the last hop find the client's link."""
+        message, started_s = session.open, self._clock.monotonic()
+        deadline_s = message.deadline_ms / 1000
+        try:
+            async with asyncio.timeout(deadline_s):
+                grants = await self._open_rest(session, started_s + deadline_s)
+        except SessionError as error:
+            self._give_up(session, error)
+        except TimeoutError:
+            self._give_up(session, HopSilent(waited_ms=message.deadline_ms))
+        except NetError as error:
+            target = session.next_spec.peer if session.next_spec else message.client
+            self._give_up(session, HopUnreachable(target=target, reason=str(error)))
+        except Exception as error:  # a bug of ours must end this session, not the node
+            log.exception("opening failed session=%s", session.id.hex()[:8])
+            self._give_up(session, ComputeFailed(reason=type(error).__name__))
+        else:
+            own = HopGrant(
+                hop=session.hop,
+                max_tokens=message.max_tokens,
+                idle_timeout_ms=int(self._limits.idle_timeout_s * 1000),
+            )
+            session.is_ready = True
+            session.touched_s = self._clock.monotonic()
+            self.served.sessions += 1
+            _send(session.upstream, Opened(session=session.id, grants=(own, *grants)))
+        finally:
+            self._openings.pop(session.id, None)
+
+    async def _open_rest(self, session: Session, deadline_s: float) -> tuple[HopGrant, ...]:
+        message, spec = session.open, session.next_spec
+        if spec is None:
+            reply = self._endpoint.get(PeerId(message.client))
+            if reply is None:
+                raise HopUnreachable(target=message.client, reason="the client has no link to the last hop")
+            session.reply = reply
+            reply.keep_warm(1)
+            return ()
+        for lane in LANES:
+            link = await self._endpoint.link(
+                PeerId(spec.peer), spec.addresses, lane=lane, timeout_s=self._limits.dial_timeout_s
+            )
+            session.downstream[lane] = link
+            link.keep_warm(1)
+        left_ms = int((deadline_s - self._clock.monotonic()) * 1000)
+        opening = self._openings[session.id]
+        session.downstream["decode"].send(
+            msgspec.structs.replace(message, hop=message.hop + 1, deadline_ms=max(1, left_ms))
+        )
+        return (await opening.opened).grants
+
+    def _give_up(self, session: Session, error: SessionError) -> None:
+        if self._forget(session, cancel=error.code):
+            self._refuse(session.upstream, session.open, error)
+
+    def _refuse(self, link: Link, message: Open, error: SessionError) -> None:
+        log.info("refuse session=%s reason=%s", message.session.hex()[:8], error.code)
+        failure = to_failure(error.at(message.hop, self._endpoint.peer), session=message.session)
+        _send(link, Refuse(session=message.session, failure=failure, load=self.load()))
+
+    def _on_opened(self, link: Link, message: Opened, body: Body) -> None:
+        if (opening := self._opening_of(message.session, link)) is not None and not opening.opened.done():
+            opening.opened.set_result(message)
+
+    def _on_refuse(self, link: Link, message: Refuse, body: Body) -> None:
+        """The next hop refuses: pass its words on, with its load, and end the opening here."""
+        if self._opening_of(message.session, link) is None:
+            return
+        session = self.table.sessions[message.session]
+        if self._forget(session, cancel=None):
+            _send(session.upstream, message)
+
+    def _opening_of(self, session: bytes, link: Link) -> _Opening | None:
+        """The opening that waits for this link's answer."""
+        known, opening = self.table.sessions.get(session), self._openings.get(session)
+        return opening if known is not None and link is known.downstream.get("decode") else None
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _on_step(self, link: Link, message: Step, body: Body) -> None:
+        try:
+            session = self.table.find(message.session, link.peer)
+        except SessionUnknown as error:
+            _send(link, to_failure(error, session=message.session))
+            return
+        try:
+            now_s = self._clock.monotonic()
+            epoch = session.epoch
+            work = self.table.accept(session, message, body, now_s)
+        except SessionError as error:
+            self._fail(session, error)
+            return
+        if work is None:
+            return
+        if message.sent_ns:
+            work.wire_us = max(0, (self._clock.wall_ns() + link.clock_offset_ns - message.sent_ns) // 1000)
+        if work.epoch > epoch:
+            self._submit(Void(session.id, work.epoch))
+        self._submit(work)
+
+    def _submit(self, command: Command) -> None:
+        """Hand commands to the compute driver once for all frames that arrived together: they may share a batch."""
+        if not self._commands:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._commands.append(command)
+
+    def _flush(self) -> None:
+        commands, self._commands = self._commands, []
+        self._compute.submit(commands)
+
+    def _on_ran(self, batch: list[Ran]) -> None:
+        """Send on what a batch gave: the one place where outputs leave the node."""
+        self._busy.add(batch[0].started_s, batch[0].ended_s)
+        self.served.tokens += batch[0].batch_tokens
+        for ran in batch:
+            session = self.table.sessions.get(ran.part.work.session)
+            if session is None:
+                continue
+            if ran.part.is_end:
+                session.waiting -= 1
+            if ran.part.work.epoch < session.epoch:
+                continue
+            if isinstance(ran.output, SessionError):
+                self._fail(session, ran.output)
+                continue
+            try:
+                if self.facts.is_last:
+                    self._send_result(session, ran)
+                else:
+                    self._send_step(session, ran)
+            except LinkLost as lost:
+                self._fail(session, HopLost(target=lost.peer, reason=lost.reason))
+
+    def _send_step(self, session: Session, ran: Ran) -> None:
+        work, piece = ran.part.work, ran.part.piece
+        start = piece.position - work.position
+        link = session.downstream["decode" if piece.count == 1 else "bulk"]
+        assert ran.output is not None
+        assert not isinstance(ran.output, Drawn | SessionError)
+        link.send(
+            Step(
+                session=session.id,
+                epoch=work.epoch,
+                frame=work.frame,
+                position=piece.position,
+                count=piece.count,
+                kind=work.kind,
+                sample=work.sample and ran.part.is_end,
+                token_ids=b"" if work.ids is None else work.ids[start : start + piece.count].tobytes(),
+                trail=(*work.trail, _timing(ran)),
+                sent_ns=self._clock.wall_ns() + link.clock_offset_ns,
+            ),
+            ran.output,
+        )
+
+    def _send_result(self, session: Session, ran: Ran) -> None:
+        if not isinstance(ran.output, Drawn):
+            return  # a piece of prefill that asks for nothing
+        work, drawn, link = ran.part.work, ran.output, session.reply
+        assert link is not None
+        link.send(
+            Result(
+                session=session.id,
+                epoch=work.epoch,
+                frame=work.frame,
+                position=work.position + work.count,
+                tokens=(drawn.token,),
+                logprobs=() if drawn.logprob is None else (drawn.logprob,),
+                top_logprobs=(tuple(TokenLogprob(*pair) for pair in drawn.top),) if drawn.top else (),
+                trail=(*work.trail, _timing(ran)),
+                sent_ns=self._clock.wall_ns() + link.clock_offset_ns,
+            )
+        )
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    def _on_cancel(self, link: Link, message: Cancel, body: Body) -> None:
+        with contextlib.suppress(SessionUnknown):
+            self._forget(self.table.find(message.session, link.peer), cancel=message.reason)
+
+    def _on_failure(self, link: Link, message: Failure, body: Body) -> None:
+        """A later hop failed: pass it on, and end the session here unless it may go on."""
+        session = self.table.sessions.get(message.session or b"")
+        if session is None or link not in session.downstream.values():
+            return
+        if message.hop is None:  # from a hop that does not know the session any more
+            error = from_failure(message).at(session.hop + 1, link.peer)
+            message = to_failure(error, session=session.id)
+        if message.retry != "here":
+            self._forget(session, cancel=None)
+        _send(session.upstream, message)
+
+    def _on_lost(self, link: Link, reason: NetError) -> None:
+        for session in self.table.using(link):
+            self._fail(session, HopLost(target=link.peer, reason=str(reason)))
+
+    def _fail(self, session: Session, error: SessionError) -> None:
+        """Tell the client, through the hops before, and end the session unless it may go on."""
+        failure = to_failure(error.at(session.hop, self._endpoint.peer), session=session.id)
+        if error.retry != "here":
+            log.info("session failed session=%s reason=%s", session.id.hex()[:8], error)
+            self.served.failed += 1
+            self._forget(session, cancel=error.code)
+        _send(session.upstream, failure)
+
+    def _forget(self, session: Session, *, cancel: str | None) -> bool:
+        """End a session here, and with a reason to `cancel` at all later hops; False if it had ended already."""
+        if not self.table.remove(session):
+            return False
+        if (opening := self._openings.pop(session.id, None)) is not None:
+            opening.stop()
+        if cancel is not None and (link := session.downstream.get("decode")) is not None:
+            _send(link, Cancel(session=session.id, reason=cancel))
+        for link in session.links:
+            link.keep_warm(-1)
+        self._submit(Drop(session.id, lambda: self.table.release(session)))
+        return True
+
+    async def _sweep(self) -> None:
+        """End the sessions that nobody uses any more."""
+        timeout_s = self._limits.idle_timeout_s
+        while True:
+            await asyncio.sleep(timeout_s / 4)
+            for session in self.table.idle(self._clock.monotonic(), timeout_s):
+                self._fail(session, SessionUnknown())
+
+
+@dataclass(slots=True)
+class Served:
+    """What the node has done since it started."""
+
+    sessions: int = 0
+    failed: int = 0
+    tokens: int = 0
+
+
+class BusyShare:
+    """The share of recent time spent computing, as an exponential average over `horizon_s`."""
+
+    def __init__(self, horizon_s: float = 10.0) -> None:
+        self._horizon_s = horizon_s
+        self._share = 0.0
+        self._until_s: float | None = None
+
+    def add(self, started_s: float, ended_s: float) -> None:
+        """Count a batch."""
+        idle_share = self.share(started_s)
+        kept = math.exp(-(ended_s - started_s) / self._horizon_s)
+        self._share = idle_share * kept + (1.0 - kept)
+        self._until_s = ended_s
+
+    def share(self, now_s: float) -> float:
+        """The share as of now, between 0 and 1."""
+        if self._until_s is None:
+            return 0.0
+        return self._share * math.exp(-max(0.0, now_s - self._until_s) / self._horizon_s)
+
+
+class _Opening:
+    """A session that waits for its later hops."""
+
+    def __init__(self, task: asyncio.Task[None], opened: asyncio.Future[Opened]) -> None:
+        self.task = task
+        self.opened = opened
+
+    def stop(self) -> None:
+        if self.task is not asyncio.current_task():
+            self.task.cancel()
+
+
+def _send(link: Link, message: Message) -> None:
+    """Send what the other end may not be there to hear."""
+    with contextlib.suppress(LinkLost):
+        link.send(message)
+
+
+def _timing(ran: Ran) -> HopTiming:
+    work = ran.part.work
+    return HopTiming(
+        wire_us=work.wire_us,
+        queue_us=int((ran.started_s - work.arrived_s) * 1e6),
+        compute_us=int((ran.ended_s - ran.started_s) * 1e6),
+        batch_tokens=ran.batch_tokens,
+    )

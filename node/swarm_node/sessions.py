@@ -1,0 +1,237 @@
+"""What a node knows of its sessions: a pure table of who may send what, where a step fits, and what KV is promised.
+
+Owns the rules by which an opening or a step is accepted, and the promise of KV: a session is admitted for `max_tokens`
+tokens in whole pages or refused at once with the numbers, so that a running one never fails for want of memory. It
+takes `now` and returns decisions; `node.py` sends and receives, `compute.py` runs.
+
+Order: (epoch, frame, position) grows strictly within a session. What is not greater is a duplicate and is dropped; a
+higher epoch voids what waits of older ones. `position` below the end of what was accepted cuts the cache.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from swarm_net.links import Body, Link, PeerId
+from swarm_net.messages import HopSpec, Lane, Open, Step
+from swarm_net.session_errors import (
+    BadStep,
+    ContextTooLong,
+    KVFull,
+    ModelNotServed,
+    PositionGap,
+    SessionFull,
+    SessionUnknown,
+    SpanNotServed,
+    Unsupported,
+)
+from swarm_node.executor import Draw, SpanFacts
+from swarm_node.scheduler import Work
+
+MAX_WAITING_STEPS = 64
+"""Steps of one session that may wait at a hop; a client has a few on their way, a prefill in chunks some more."""
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One session at this hop."""
+
+    id: bytes
+    open: Open
+    upstream: Link
+    kv_tokens: int  # promised, in whole pages
+    touched_s: float
+    downstream: dict[Lane, Link] = field(default_factory=dict)  # to the next hop; empty on the last
+    reply: Link | None = None  # to the client; on the last hop alone
+    is_ready: bool = False
+    epoch: int = 0
+    newest: tuple[int, int, int] = (0, -1, -1)  # (epoch, frame, position) of the newest accepted step
+    tail: int = 0  # tokens cached once everything accepted has run
+    waiting: int = 0  # accepted steps that have not finished here
+    ids: NDArray[np.int32] | None = None  # [tail], every token, where a penalty needs them
+
+    @property
+    def hop(self) -> int:
+        return self.open.hop
+
+    @property
+    def spec(self) -> HopSpec:
+        return self.open.hops[self.open.hop]
+
+    @property
+    def next_spec(self) -> HopSpec | None:
+        return self.open.hops[self.hop + 1] if self.hop + 1 < len(self.open.hops) else None
+
+    @property
+    def links(self) -> list[Link]:
+        """Every link that the session cannot go on without."""
+        return [self.upstream, *self.downstream.values(), *([self.reply] if self.reply is not None else [])]
+
+
+@dataclass(slots=True)
+class SessionTable:
+    """All sessions of a node, and the KV tokens promised to them."""
+
+    facts: SpanFacts
+    peer: PeerId
+    revision: str
+    model: str
+    sessions: dict[bytes, Session] = field(default_factory=dict)
+    kv_promised: int = 0
+
+    @property
+    def kv_free(self) -> int:
+        return self.facts.kv_tokens - self.kv_promised
+
+    def open(self, message: Open, link: Link, now_s: float) -> Session:
+        """Admit a session or say why not; raises SessionError, with nothing changed."""
+        facts = self.facts
+        if message.session in self.sessions:
+            raise BadStep(reason="a session with this id is open")
+        if message.hop >= len(message.hops) or message.hops[message.hop].peer != self.peer:
+            raise BadStep(reason="this node is not at that place of the route")
+        if message.model.revision != self.revision:
+            raise ModelNotServed(asked=str(message.model), served=f"{self.model}@{self.revision[:12]}")
+        self._check_route(message)
+        spec = message.hops[message.hop]
+        if not facts.start <= spec.start < spec.end or spec.end != facts.end:
+            raise SpanNotServed(start=spec.start, end=spec.end, served_start=facts.start, served_end=facts.end)
+        self._check_features(message)
+        if not 1 <= message.max_tokens <= facts.max_context:
+            raise ContextTooLong(tokens=message.max_tokens, limit=facts.max_context)
+        pages = -(-message.max_tokens // facts.page_size)
+        if pages * facts.page_size > self.kv_free:
+            raise KVFull(tokens_needed=message.max_tokens, tokens_free=self.kv_free, tokens_total=facts.kv_tokens)
+
+        session = Session(message.session, message, link, pages * facts.page_size, touched_s=now_s)
+        if message.sampling.repetition_penalty != 1.0:
+            session.ids = np.empty(0, np.int32)
+        self.kv_promised += session.kv_tokens
+        self.sessions[session.id] = session
+        return session
+
+    def _check_route(self, message: Open) -> None:
+        """Every block exactly once, and nobody twice."""
+        blocks = [(spec.start, spec.end) for spec in message.hops]
+        starts, ends = [start for start, _ in blocks], [end for _, end in blocks]
+        if starts != [0, *ends[:-1]] or ends[-1] != self.facts.num_blocks or any(s >= e for s, e in blocks):
+            raise BadStep(reason=f"the route's spans {blocks} do not cover {self.facts.num_blocks} blocks once")
+        if len({spec.peer for spec in message.hops}) != len(message.hops):
+            raise BadStep(reason="a peer stands twice in the route")
+
+    def _check_features(self, message: Open) -> None:
+        sampling = message.sampling
+        if message.edges != "remote":
+            raise Unsupported(feature=f"edges={message.edges}")
+        if message.codec != "raw":
+            raise Unsupported(feature=f"codec {message.codec}")
+        if message.adapter:
+            raise Unsupported(feature=f"adapter {message.adapter}")
+        if sampling.grammar:
+            raise Unsupported(feature="grammar")
+        if message.standby:
+            raise Unsupported(feature="standby")
+        if wanted := set(message.wanted) - {"tokens", "logprobs"}:
+            raise Unsupported(feature=f"wanted outputs {', '.join(sorted(wanted))}")
+        in_range = (
+            0.0 <= sampling.temperature <= 100.0
+            and 0.0 < sampling.top_p <= 1.0
+            and 0.0 <= sampling.min_p <= 1.0
+            and 0.0 < sampling.repetition_penalty <= 100.0
+        )
+        if not in_range:  # also what is not a number
+            raise BadStep(reason="sampling values out of range")
+
+    def find(self, session: bytes, sender: PeerId) -> Session:
+        """Return a session that the sender may send steps to; raises SessionUnknown, also to keep others' secret."""
+        found = self.sessions.get(session)
+        if found is None or found.upstream.peer != sender:
+            raise SessionUnknown()
+        return found
+
+    def accept(self, session: Session, step: Step, body: Body, now_s: float) -> Work | None:
+        """Check a step against its session; None for a duplicate. Raises SessionError, with nothing changed."""
+        order = (step.epoch, step.frame, step.position)
+        if order <= session.newest:
+            return None
+        data = memoryview(body).cast("B")
+        self._check_step(session, step, data)
+        ids = self._ids(session, step, data)
+        if ids is not None:
+            assert session.ids is not None
+            session.ids = np.concatenate([session.ids[: step.position], ids])
+        draw = Draw(session.open.sampling, session.ids) if step.sample and self.facts.is_last else None
+
+        session.newest, session.epoch = order, step.epoch
+        session.tail = step.position + step.count
+        session.touched_s = now_s
+        session.waiting += 1
+        return Work(
+            session=session.id,
+            epoch=step.epoch,
+            frame=step.frame,
+            position=step.position,
+            count=step.count,
+            kind=step.kind,
+            entry=session.spec.start,
+            data=data,
+            sample=step.sample,
+            draw=draw,
+            arrived_s=now_s,
+            ids=ids,
+            trail=step.trail,
+        )
+
+    def _check_step(self, session: Session, step: Step, data: memoryview) -> None:
+        if not session.is_ready:
+            raise BadStep(reason="a step before the session was opened")
+        if session.waiting >= MAX_WAITING_STEPS:
+            raise BadStep(reason=f"more than {MAX_WAITING_STEPS} steps wait")
+        if step.kind == "verify" or step.candidates:
+            raise Unsupported(feature="drafts")
+        if step.codec != session.open.codec:
+            raise BadStep(reason=f"codec {step.codec}, the session was opened with {session.open.codec}")
+        if step.count < 1:
+            raise BadStep(reason="a step without tokens")
+        width = 4 if session.spec.start == 0 else self.facts.hidden_bytes
+        if len(data) != step.count * width:
+            raise BadStep(reason=f"{len(data)} bytes for {step.count} tokens of {width} bytes")
+        if step.position > session.tail:
+            raise PositionGap(position=step.position, cached=session.tail)
+        if (tokens := step.position + step.count) > session.open.max_tokens:
+            raise SessionFull(tokens=tokens, limit=session.open.max_tokens)
+        if session.spec.start == 0:
+            ids = np.frombuffer(data, "<i4")
+            if ids.min() < 0 or ids.max() >= self.facts.vocab_size:
+                raise BadStep(reason=f"a token id outside 0..{self.facts.vocab_size - 1}")
+        elif session.ids is not None and len(step.token_ids) != 4 * step.count:
+            raise BadStep(reason="a repetition penalty needs the token ids of each step")
+
+    def _ids(self, session: Session, step: Step, data: memoryview) -> NDArray[np.int32] | None:
+        """The step's token ids, if a penalty at the last hop needs them."""
+        if session.ids is None:
+            return None
+        return np.frombuffer(data if session.spec.start == 0 else step.token_ids, "<i4")
+
+    def remove(self, session: Session) -> bool:
+        """Take a session out; False if that was done before.
+
+        Its KV stays promised until `release`, when the executor has let go of its pages.
+        """
+        if self.sessions.get(session.id) is not session:
+            return False
+        del self.sessions[session.id]
+        return True
+
+    def release(self, session: Session) -> None:
+        """Give back the KV promised to a session that was removed."""
+        self.kv_promised -= session.kv_tokens
+
+    def idle(self, now_s: float, timeout_s: float) -> list[Session]:
+        """Return the sessions that nobody has used for so long."""
+        return [session for session in self.sessions.values() if now_s - session.touched_s > timeout_s]
+
+    def using(self, link: Link) -> list[Session]:
+        """Return the sessions that cannot go on without a link."""
+        return [session for session in self.sessions.values() if any(used is link for used in session.links)]

@@ -1,0 +1,144 @@
+"""What an operator can set, and where each value comes from: flag, environment, TOML file or default, in that order.
+
+Owns the names, types and defaults of the settings, and the merging. `__main__.py` passes the flags; `program.py` reads
+the result. Environment: `SWARM_NODE_` and the name in capitals (`SWARM_NODE_KV_MEMORY`); TOML: the name with
+underscores, at the top level of the file.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from swarm_node.errors import BadSetting
+
+APP = "swarm-inference"
+ENVIRONMENT = "SWARM_NODE_"
+
+_UNITS = {"": 1, "B": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {f"{unit}B": size for unit, size in _UNITS.items() if unit not in ("", "B")}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def _size(value: object) -> object:
+    """Read "2GiB", "512 MB" or a number of bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError("write a size such as 2GiB, 512MiB or 1.5GB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _host_port(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):[0-9]{1,5}", value):
+        raise ValueError("write HOST:PORT, an IPv6 host in brackets; port 0 takes a free one")
+    return value
+
+
+def _blocks(value: object) -> object:
+    if isinstance(value, str) and value != "auto" and not re.fullmatch(r"[0-9]+:[0-9]+", value):
+        raise ValueError("write START:END, such as 0:8, or auto")
+    return value
+
+
+def _list(value: object) -> object:
+    return [item for item in value.split(",") if item] if isinstance(value, str) else value
+
+
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+HostPort = Annotated[str, BeforeValidator(_host_port)]
+Blocks = Annotated[str, BeforeValidator(_blocks)]
+Texts = Annotated[list[str], BeforeValidator(_list)]
+
+
+class Settings(BaseModel):
+    """The settings of one node."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("", description="directory of a checkpoint, or a Hugging Face id")
+    revision: str = Field("", description="of a Hugging Face id: branch, tag or commit")
+    blocks: Blocks = Field("auto", description="START:END, or auto: what fits and what the swarm lacks")
+    bootstrap: Texts = Field([], description="addresses of nodes to join; none starts a new swarm")
+    listen: HostPort = Field("0.0.0.0:0", description="HOST:PORT of the direct listener; port 0 takes a free one")
+    announce: str = Field("", description="HOST:PORT that others dial, where it is not what we listen on")
+    libp2p_listen: Texts = Field([], description="multiaddrs of the DHT daemon, such as /ip4/0.0.0.0/tcp/0")
+    dht: Literal["auto", "on", "off"] = Field("auto", description="run the DHT daemon; off: publish through others")
+    data_dir: str = Field("", description="identity and state; default: the next free one of this user")
+    identity: str = Field("", description="key file; default: identity.pem in the data directory")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = Field(
+        "auto", description="where to run"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of weights and activations")
+    threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="for computing; 0: all free cores")
+    kv_memory: Size = Field(2 * 2**30, description="for keys and values, such as 2GiB")
+    idle_timeout: Annotated[float, Field(gt=0, le=86400)] = Field(
+        60.0, description="seconds before a silent session ends"
+    )
+    region: Annotated[str, Field(max_length=32)] = Field("", description="where the node is, for routing")
+
+
+@dataclass(frozen=True, slots=True)
+class Sourced:
+    """Settings, and each one's origin."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def default_config_file() -> Path:
+    """Where settings are read from without --config."""
+    return Path(platformdirs.user_config_dir(APP)) / "node.toml"
+
+
+def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None) -> Sourced:
+    """Merge flags over environment over file over defaults; raises BadSetting naming the origin of what is wrong."""
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(Settings.model_fields, "default")
+    for layer, origin_of in (
+        (_file_values(config), lambda name: str(config or default_config_file())),
+        (_environment_values(environment), lambda name: ENVIRONMENT + name.upper()),
+        (
+            {name: value for name, value in flags.items() if value is not None},
+            lambda name: "--" + name.replace("_", "-"),
+        ),
+    ):
+        for name, value in layer.items():
+            values[name], origins[name] = value, origin_of(name)
+    try:
+        return Sourced(Settings(**values), origins)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        reason = "no such setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise BadSetting(name, str(values.get(name)), origins.get(name, "flags"), reason) from error
+
+
+def _file_values(config: Path | None) -> dict[str, Any]:
+    path = config or default_config_file()
+    if config is None and not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadSetting("config", str(path), "--config", str(error)) from error
+
+
+def _environment_values(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: environment[ENVIRONMENT + name.upper()]
+        for name in Settings.model_fields
+        if ENVIRONMENT + name.upper() in environment
+    }
+
+
+def environment() -> Mapping[str, str]:
+    """The process's environment variables."""
+    return os.environ

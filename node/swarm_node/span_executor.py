@@ -1,0 +1,120 @@
+"""The real executor: a span of a model on torch, fed with bytes and asked for bytes.
+
+Owns the way between the wire's bodies and tensors, and the measurement of what the span can do. The span itself is
+`swarm_model`'s. Imports torch: only `program.py` imports this module, and only when a node really starts.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
+
+from swarm_model.errors import ModelError
+from swarm_model.sampling_params import Sampling
+from swarm_net.messages import SamplingSpec
+from swarm_net.session_errors import ComputeFailed, SessionError
+from swarm_node.executor import Draw, Drawn, Output, Piece, SpanFacts
+
+
+class SpanExecutor:
+    """Runs pieces on a loaded span."""
+
+    def __init__(self, span: Span) -> None:
+        info = span.info
+        self._span = span
+        self._dtype = getattr(torch, info.dtype)
+        self.facts = SpanFacts(
+            start=info.start,
+            end=info.end,
+            num_blocks=info.num_blocks,
+            hidden_bytes=info.hidden_size * self._dtype.itemsize,
+            vocab_size=info.vocab_size,
+            max_context=info.max_position,
+            dtype=info.dtype,
+            numeric_class=info.numeric_class,
+            page_size=info.page_size,
+            kv_tokens=info.pages * info.page_size,
+            rewind=info.rewind,
+            block_digests=info.block_digests,
+            weight_bytes=info.weight_bytes,
+            kv_bytes_per_token=info.kv_bytes_per_token,
+        )
+
+    def run(self, pieces: Sequence[Piece]) -> list[Output]:
+        """Run one batch; see Executor."""
+        chunks = [self._chunk(piece) for piece in pieces]
+        return [self._output(output) for output in self._span.forward(chunks, entry=pieces[0].entry)]
+
+    def drop(self, session: bytes) -> None:
+        """Forget a session."""
+        self._span.drop(SessionKey(session))
+
+    def _chunk(self, piece: Piece) -> Chunk:
+        if piece.entry == 0:
+            inputs = torch.from_numpy(np.frombuffer(piece.data, "<i4").astype(np.int64))  # [count]
+        else:
+            flat = torch.frombuffer(piece.data, dtype=self._dtype)
+            inputs = flat.view(piece.count, -1)  # [count, hidden]
+        return Chunk(SessionKey(piece.session), piece.position, inputs, _request(piece.draw))
+
+    def _output(self, output: torch.Tensor | Sampled | ModelError | None) -> Output:
+        if isinstance(output, torch.Tensor):
+            return memoryview(output.contiguous().cpu().view(torch.uint8).numpy()).cast("B")
+        if isinstance(output, Sampled):
+            return Drawn(output.token, output.logprob, output.top)
+        if isinstance(output, ModelError):
+            return _session_error(output)
+        return None
+
+
+def _request(draw: Draw | None) -> SampleRequest | None:
+    return None if draw is None else SampleRequest(sampling_of(draw.sampling), draw.history)
+
+
+def sampling_of(spec: SamplingSpec) -> Sampling:
+    """Translate the wire's sampling parameters into the model's."""
+    return Sampling(
+        temperature=spec.temperature,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
+        min_p=spec.min_p,
+        repetition_penalty=spec.repetition_penalty,
+        seed=spec.seed,
+        logprobs=spec.logprobs,
+        top_logprobs=spec.top_logprobs,
+    )
+
+
+def _session_error(error: ModelError) -> SessionError:
+    return ComputeFailed(reason=str(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a span was measured to do, in tokens a second."""
+
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+
+def measure(executor: SpanExecutor, *, prompt_tokens: int = 64, decode_steps: int = 8) -> Rates:
+    """Run a made-up session and time it."""
+    facts, session = executor.facts, b"measure"
+    prompt_tokens = min(prompt_tokens, facts.max_context - decode_steps - 1, facts.kv_tokens - decode_steps - 1)
+    draw = Draw(SamplingSpec()) if facts.is_last else None
+    width = 4 if facts.is_first else facts.hidden_bytes
+
+    def run(position: int, count: int) -> float:
+        piece = Piece(session, facts.start, position, count, bytearray(width * count), draw)
+        started_s = time.perf_counter()
+        executor.run([piece])
+        return time.perf_counter() - started_s
+
+    run(0, prompt_tokens)  # the first run also allocates
+    prefill_s = run(0, prompt_tokens)
+    decode_s = sorted(run(prompt_tokens + step, 1) for step in range(decode_steps))[decode_steps // 2]
+    executor.drop(session)
+    return Rates(prompt_tokens / prefill_s, 1.0 / decode_s)
