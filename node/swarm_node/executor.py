@@ -30,11 +30,11 @@ class Piece:
     """Some tokens of one session that run in one batch."""
 
     session: bytes
-    entry: int  # the first block that this session runs here
+    blocks: tuple[int, int]  # [start, end) that this session runs here: a part of the span, or all of it
     position: int  # tokens cached before; what is cached beyond is cut first
     count: int
-    data: Body  # int32 ids [count] where entry is 0, else raw activations [count, hidden]
-    draw: Draw | None = None  # only where the span ends the model
+    data: Body  # int32 ids [count] where they start at 0, else raw activations [count, hidden]
+    draw: Draw | None = None  # only where they end the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,6 @@ class SpanFacts:
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0
 
-    @property
-    def is_first(self) -> bool:
-        return self.start == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.end == self.num_blocks
-
 
 class Executor(Protocol):
     """Runs pieces of many sessions at once."""
@@ -84,7 +76,7 @@ class Executor(Protocol):
     facts: SpanFacts
 
     def run(self, pieces: Sequence[Piece]) -> list[Output]:
-        """Run one batch, at most one piece a session and all with the same entry; one output a piece.
+        """Run one batch, at most one piece a session and all for the same blocks; one output a piece.
 
         What is wrong with one piece stands in its place in the list; an exception means that the whole batch failed.
         """

@@ -280,7 +280,7 @@ class Node:
                 self._fail(session, ran.output)
                 continue
             try:
-                if self.facts.is_last:
+                if session.is_last:
                     self._send_result(session, ran)
                 else:
                     self._send_step(session, ran)

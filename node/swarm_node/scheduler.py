@@ -27,7 +27,7 @@ class Work:
     position: int
     count: int
     kind: StepKind
-    entry: int
+    blocks: tuple[int, int]
     data: memoryview
     sample: bool
     draw: Draw | None
@@ -93,13 +93,12 @@ class Scheduler:
     def next(self) -> list[Slice]:
         """Take the next batch; empty only if nothing waits.
 
-        All pieces of a batch enter the span at the same block: that of the session that has waited longest.
+        All pieces of a batch run the same blocks: those of the session that has waited longest.
         """
         heads = [queue[0] for queue in self._queues.values()]
         if not heads:
             return []
-        entry = heads[0].entry
-        ready = [work for work in heads if work.entry == entry]
+        ready = [work for work in heads if work.blocks == heads[0].blocks]
         decodes = [work for work in ready if work.left == 1][: self.max_decodes]
         batch = [self._take(work, 1) for work in decodes]
         budget = self.token_budget - len(batch)
@@ -119,7 +118,7 @@ class Scheduler:
         width = len(work.data) // work.count
         piece = Piece(
             session=work.session,
-            entry=work.entry,
+            blocks=work.blocks,
             position=work.position + start,
             count=tokens,
             data=work.data[start * width : end * width],

@@ -64,6 +64,14 @@ class Session:
         return self.open.hops[self.hop + 1] if self.hop + 1 < len(self.open.hops) else None
 
     @property
+    def is_first(self) -> bool:
+        return self.open.hop == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.open.hop == len(self.open.hops) - 1
+
+    @property
     def links(self) -> list[Link]:
         """Every link that the session cannot go on without."""
         return [self.upstream, *self.downstream.values(), *([self.reply] if self.reply is not None else [])]
@@ -95,7 +103,7 @@ class SessionTable:
             raise ModelNotServed(asked=str(message.model), served=f"{self.model}@{self.revision[:12]}")
         self._check_route(message)
         spec = message.hops[message.hop]
-        if not facts.start <= spec.start < spec.end or spec.end != facts.end:
+        if not facts.start <= spec.start < spec.end <= facts.end:
             raise SpanNotServed(start=spec.start, end=spec.end, served_start=facts.start, served_end=facts.end)
         self._check_features(message)
         if not 1 <= message.max_tokens <= facts.max_context:
@@ -161,7 +169,7 @@ class SessionTable:
         if ids is not None:
             assert session.ids is not None
             session.ids = np.concatenate([session.ids[: step.position], ids])
-        draw = Draw(session.open.sampling, session.ids) if step.sample and self.facts.is_last else None
+        draw = Draw(session.open.sampling, session.ids) if step.sample and session.is_last else None
 
         session.newest, session.epoch = order, step.epoch
         session.tail = step.position + step.count
@@ -174,7 +182,7 @@ class SessionTable:
             position=step.position,
             count=step.count,
             kind=step.kind,
-            entry=session.spec.start,
+            blocks=(session.spec.start, session.spec.end),
             data=data,
             sample=step.sample,
             draw=draw,
@@ -194,14 +202,14 @@ class SessionTable:
             raise BadStep(reason=f"codec {step.codec}, the session was opened with {session.open.codec}")
         if step.count < 1:
             raise BadStep(reason="a step without tokens")
-        width = 4 if session.spec.start == 0 else self.facts.hidden_bytes
+        width = 4 if session.is_first else self.facts.hidden_bytes
         if len(data) != step.count * width:
             raise BadStep(reason=f"{len(data)} bytes for {step.count} tokens of {width} bytes")
         if step.position > session.tail:
             raise PositionGap(position=step.position, cached=session.tail)
         if (tokens := step.position + step.count) > session.open.max_tokens:
             raise SessionFull(tokens=tokens, limit=session.open.max_tokens)
-        if session.spec.start == 0:
+        if session.is_first:
             ids = np.frombuffer(data, "<i4")
             if ids.min() < 0 or ids.max() >= self.facts.vocab_size:
                 raise BadStep(reason=f"a token id outside 0..{self.facts.vocab_size - 1}")
@@ -212,7 +220,7 @@ class SessionTable:
         """The step's token ids, if a penalty at the last hop needs them."""
         if session.ids is None:
             return None
-        return np.frombuffer(data if session.spec.start == 0 else step.token_ids, "<i4")
+        return np.frombuffer(data if session.is_first else step.token_ids, "<i4")
 
     def remove(self, session: Session) -> bool:
         """Take a session out; False if that was done before.

@@ -55,6 +55,8 @@ def _list(value: object) -> object:
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Blocks = Annotated[str, BeforeValidator(_blocks)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
 Texts = Annotated[list[str], BeforeValidator(_list)]
 
 
@@ -102,16 +104,14 @@ def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], config: Pa
     """Merge flags over environment over file over defaults; raises BadSetting naming the origin of what is wrong."""
     values: dict[str, Any] = {}
     origins = dict.fromkeys(Settings.model_fields, "default")
-    for layer, origin_of in (
-        (_file_values(config), lambda name: str(config or default_config_file())),
-        (_environment_values(environment), lambda name: ENVIRONMENT + name.upper()),
-        (
-            {name: value for name, value in flags.items() if value is not None},
-            lambda name: "--" + name.replace("_", "-"),
-        ),
-    ):
-        for name, value in layer.items():
-            values[name], origins[name] = value, origin_of(name)
+    path = config or default_config_file()
+    for name, value in _file_values(config).items():
+        values[name], origins[name] = value, str(path)
+    for name, value in _environment_values(environment).items():
+        values[name], origins[name] = value, ENVIRONMENT + name.upper()
+    for name, value in flags.items():
+        if value is not None:
+            values[name], origins[name] = value, "--" + name.replace("_", "-")
     try:
         return Sourced(Settings(**values), origins)
     except ValidationError as error:

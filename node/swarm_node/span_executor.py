@@ -46,14 +46,14 @@ class SpanExecutor:
     def run(self, pieces: Sequence[Piece]) -> list[Output]:
         """Run one batch; see Executor."""
         chunks = [self._chunk(piece) for piece in pieces]
-        return [self._output(output) for output in self._span.forward(chunks, entry=pieces[0].entry)]
+        return [self._output(output) for output in self._span.forward(chunks, blocks=pieces[0].blocks)]
 
     def drop(self, session: bytes) -> None:
         """Forget a session."""
         self._span.drop(SessionKey(session))
 
     def _chunk(self, piece: Piece) -> Chunk:
-        if piece.entry == 0:
+        if piece.blocks[0] == 0:
             inputs = torch.from_numpy(np.frombuffer(piece.data, "<i4").astype(np.int64))  # [count]
         else:
             flat = torch.frombuffer(piece.data, dtype=self._dtype)
@@ -66,7 +66,7 @@ class SpanExecutor:
         if isinstance(output, Sampled):
             return Drawn(output.token, output.logprob, output.top)
         if isinstance(output, ModelError):
-            return _session_error(output)
+            return ComputeFailed(reason=str(output))  # the node's checks should have caught it
         return None
 
 
@@ -88,10 +88,6 @@ def sampling_of(spec: SamplingSpec) -> Sampling:
     )
 
 
-def _session_error(error: ModelError) -> SessionError:
-    return ComputeFailed(reason=str(error))
-
-
 @dataclass(frozen=True, slots=True)
 class Rates:
     """What a span was measured to do, in tokens a second."""
@@ -104,11 +100,11 @@ def measure(executor: SpanExecutor, *, prompt_tokens: int = 64, decode_steps: in
     """Run a made-up session and time it."""
     facts, session = executor.facts, b"measure"
     prompt_tokens = min(prompt_tokens, facts.max_context - decode_steps - 1, facts.kv_tokens - decode_steps - 1)
-    draw = Draw(SamplingSpec()) if facts.is_last else None
-    width = 4 if facts.is_first else facts.hidden_bytes
+    draw = Draw(SamplingSpec()) if facts.end == facts.num_blocks else None
+    width = 4 if facts.start == 0 else facts.hidden_bytes
 
     def run(position: int, count: int) -> float:
-        piece = Piece(session, facts.start, position, count, bytearray(width * count), draw)
+        piece = Piece(session, (facts.start, facts.end), position, count, bytearray(width * count), draw)
         started_s = time.perf_counter()
         executor.run([piece])
         return time.perf_counter() - started_s
