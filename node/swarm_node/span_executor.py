@@ -15,7 +15,7 @@ from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
 from swarm_model.errors import ModelError
 from swarm_model.sampling_params import Sampling
 from swarm_net.messages import SamplingSpec
-from swarm_net.session_errors import ComputeFailed, SessionError
+from swarm_net.session_errors import ComputeFailed
 from swarm_node.executor import Draw, Drawn, Output, Piece, SpanFacts
 
 

@@ -1,0 +1,115 @@
+"""How a node tells what happens: lines and bars for people, one JSON object a line for programs.
+
+Owns the look of both. The program reports events by name with plain fields; programs get every event as it is, people
+get words for those that they care about.
+"""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Advance = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class Reporter(Protocol):
+    """Where the program's events go."""
+
+    def event(self, name: str, **fields: Any) -> None: ...
+
+    def progress(self, title: str) -> AbstractContextManager[Advance]: ...
+
+
+class JsonReporter:
+    """One object a line on standard output."""
+
+    def event(self, name: str, **fields: Any) -> None:
+        sys.stdout.write(json.dumps({"event": name, **fields}) + "\n")
+        sys.stdout.flush()
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Advance]:
+        """Tell each further twentieth."""
+        told = -1
+
+        def advance(done: int, total: int) -> None:
+            nonlocal told
+            if (part := 20 * done // max(total, 1)) > told:
+                told = part
+                self.event("progress", title=title, done_bytes=done, total_bytes=total)
+
+        yield advance
+
+
+class PeopleReporter:
+    """Words, a bar for what takes long, and the command to pass on."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+
+    def event(self, name: str, **fields: Any) -> None:
+        match name:
+            case "starting":
+                self._console.print(f"[bold]{fields['model']}[/]  data in {fields['data_dir']}")
+            case "joined":
+                self._console.print(f"joined the swarm through {len(fields['bootstrap'])} node(s)")
+            case "span":
+                start, end = fields["blocks"]
+                self._console.print(
+                    f"blocks [bold]{start}:{end}[/] of {fields['num_blocks']}, {fields['dtype']} on {fields['device']}"
+                )
+            case "ready":
+                self._ready(fields)
+            case "warning":
+                self._console.print(f"[yellow]{fields['message']}[/]")
+            case "stopping":
+                self._console.print(f"stopping: {fields['sessions']} session(s) end")
+            case "stopped":
+                self._console.print(
+                    f"stopped after {fields['sessions']} session(s), {fields['tokens']} token(s) computed"
+                )
+
+    def _ready(self, fields: dict[str, Any]) -> None:
+        table = Table.grid(padding=(0, 2))
+        table.add_row("peer", fields["peer_id"])
+        table.add_row("listening", ", ".join(address.rsplit("/p2p/", 1)[0] for address in fields["bootstrap"]))
+        table.add_row(
+            "speed", f"{fields['decode_tokens_per_s']:.0f} tokens/s, prefill {fields['prefill_tokens_per_s']:.0f}"
+        )
+        table.add_row("KV", f"{fields['kv_tokens']:,} tokens")
+        self._console.print("[bold green]ready[/]")
+        self._console.print(table)
+        address = fields["bootstrap"][0]
+        model = shlex.quote(fields["source"])
+        self._console.print("\na friend joins with")
+        self._console.print(f"  swarm-node start --model {model} --bootstrap {address}", soft_wrap=True)
+        self._console.print("and anybody generates with")
+        self._console.print(
+            f'  swarm-client generate --model {fields["model"]} --bootstrap {address} "Once upon a time"',
+            soft_wrap=True,
+        )
+        self._console.print("[dim]Ctrl-C stops the node[/]")
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Advance]:
+        """Show a bar while it takes."""
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def report_error(error: Exception, remedy: str, code: str, *, as_json: bool) -> None:
+    """Say what went wrong and what to do: to people on standard error, to programs as an event."""
+    if as_json:
+        JsonReporter().event("error", error=code, message=str(error), remedy=remedy)
+    else:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[bold red]error[/] {error}", soft_wrap=True)
+        console.print(f"      {remedy}", soft_wrap=True)
