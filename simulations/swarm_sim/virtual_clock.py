@@ -6,14 +6,13 @@ EPOCH_NS = 1_700_000_000_000_000_000
 
 
 class VirtualClock:
-    """A `swarm_net.links.Clock` that reads a loop's time; `skew_s` is how wrong this machine's wall clock is."""
+    """A `swarm_net.links.Clock` that reads a loop's time; all peers of a simulation share it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, skew_s: float = 0.0) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._start_ns = EPOCH_NS + round(skew_s * 1e9)
 
     def monotonic(self) -> float:
         return self._loop.time()
 
     def wall_ns(self) -> int:
-        return self._start_ns + round(self._loop.time() * 1e9)
+        return EPOCH_NS + round(self._loop.time() * 1e9)

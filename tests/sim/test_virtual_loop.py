@@ -211,7 +211,7 @@ def test_a_deadlock_says_which_tasks_wait_where() -> None:
 
 def test_a_program_that_spins_spends_its_budget() -> None:
     async def spin() -> None:
-        while True:
+        while True:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     with pytest.raises(BudgetSpent, match=r"spin \(test_virtual_loop\.py:"):
@@ -269,12 +269,11 @@ def test_what_callbacks_raise_is_kept() -> None:
     assert "ZeroDivisionError" in line
 
 
-def test_the_clock_reads_virtual_time_and_its_machine_may_be_wrong() -> None:
+def test_the_clock_reads_virtual_time() -> None:
     async def main() -> None:
-        clock, wrong = VirtualClock(running_loop()), VirtualClock(running_loop(), skew_s=-2.5)
+        clock = VirtualClock(running_loop())
         await asyncio.sleep(1.5)
         assert clock.monotonic() == 1.5
         assert clock.wall_ns() - EPOCH_NS == 1_500_000_000
-        assert wrong.wall_ns() - clock.wall_ns() == -2_500_000_000
 
     run(main())

@@ -1,0 +1,90 @@
+"""A span of the digest model behind the node's `Executor` interface, in modelled time.
+
+Owns the KV of its sessions and the time that a batch takes; the arithmetic is `digest_model.py`'s. It accepts only what
+a real executor could compute: a piece that leaves a gap in what is cached fails.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from swarm_net.session_errors import PositionGap
+from swarm_node.executor import Drawn, Output, Piece, SpanFacts
+from swarm_sim import digest_model
+from swarm_sim.digest_model import DIGEST_BYTES, BlockCache
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast a machine is: a batch reads every block's weights once and then computes its tokens."""
+
+    block_s: float = 0.0008
+    token_block_s: float = 0.00004
+
+    def scaled(self, factor: float) -> "Speed":
+        """Return a machine that takes `factor` times as long."""
+        return Speed(self.block_s * factor, self.token_block_s * factor)
+
+
+def digest_facts(start: int, end: int, num_blocks: int, *, kv_tokens: int) -> SpanFacts:
+    """Return what a node must know of a span of the digest model."""
+    return SpanFacts(
+        start=start,
+        end=end,
+        num_blocks=num_blocks,
+        hidden_bytes=DIGEST_BYTES,
+        vocab_size=digest_model.VOCABULARY,
+        max_context=8192,
+        dtype="digest",
+        numeric_class="digest",
+        page_size=16,
+        kv_tokens=kv_tokens,
+        rewind="any",
+        block_digests=tuple(hashlib.blake2b(b"%d" % block, digest_size=8).digest() for block in range(start, end)),
+    )
+
+
+class DigestExecutor:
+    """Runs any part of a span of the digest model; a session runs the same blocks from its first step to its last."""
+
+    def __init__(self, facts: SpanFacts, speed: Speed) -> None:
+        self.facts = facts
+        self._speed = speed
+        self._caches: dict[bytes, list[BlockCache]] = {}  # by session, of the blocks that it runs here
+
+    def duration_s(self, pieces: Sequence[Piece]) -> float:
+        """Return how long a batch takes."""
+        start, end = pieces[0].blocks
+        tokens = sum(piece.count for piece in pieces)
+        return (end - start) * (self._speed.block_s + tokens * self._speed.token_block_s)
+
+    def run(self, pieces: Sequence[Piece]) -> list[Output]:
+        return [self._run(piece) for piece in pieces]
+
+    def drop(self, session: bytes) -> None:
+        self._caches.pop(session, None)
+
+    def _run(self, piece: Piece) -> Output:
+        caches = self._caches.get(piece.session)
+        if caches is None:
+            caches = self._caches[piece.session] = [BlockCache(block) for block in range(*piece.blocks)]
+        if piece.position > len(caches[0]):
+            return PositionGap(position=piece.position, cached=len(caches[0]))
+        for cache in caches:
+            cache.truncate(piece.position)
+        outputs = []
+        for activation in self._inputs(piece):
+            for cache in caches:
+                activation = cache.append(activation)
+            outputs.append(activation)
+        if piece.blocks[1] < self.facts.num_blocks:
+            return b"".join(outputs)
+        return Drawn(digest_model.draw(outputs[-1])) if piece.draw is not None else None
+
+    def _inputs(self, piece: Piece) -> list[bytes]:
+        data = bytes(piece.data)
+        if piece.blocks[0] == 0:
+            return [digest_model.embed(int(token)) for token in np.frombuffer(data, "<i4")]
+        return [data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES)]
