@@ -1,0 +1,57 @@
+"""Linear layers with weights packed once, for CPUs: oneDNN's own layout instead of a conversion at every call.
+
+Measured (benchmarks/span.py): 1.8 to 2.3 times as fast as torch's plain linear in float32 on CPUs without Intel's MKL
+kernels, 1.7 to 2.2 times in bfloat16 for decoding. Plain linears stay wherever packing is not possible or not exact.
+Called by loading.py.
+"""
+
+from typing import Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+TOLERANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # relative to the largest output
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` for inference on CPU; gives up the plain weight."""
+
+    bias: torch.Tensor | None
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone(), persistent=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map `[..., in features]` to `[..., out features]`."""
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
+        return output
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Try on a small layer whether this machine packs linears of a dtype, and computes what torch computes."""
+    if device.type != "cpu" or dtype not in TOLERANCE or not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(64, 96, dtype=dtype)
+    with torch.inference_mode():
+        linear.weight.copy_(torch.randn(96, 64, generator=generator))
+        inputs = torch.randn(3, 64, generator=generator).to(dtype)
+        try:
+            packed = PackedLinear(linear)(inputs)
+        except (RuntimeError, AttributeError, NotImplementedError):
+            return False  # an older CPU, or a torch without these operators
+        plain = F.linear(inputs, linear.weight, linear.bias)
+        return bool((packed - plain).abs().max() <= TOLERANCE[dtype] * plain.abs().max())
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Replace every plain `nn.Linear` of a model, one after the other, so that one weight at a time is held twice."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear and not child.weight.is_meta:
+                setattr(module, name, PackedLinear(child))

@@ -1,0 +1,129 @@
+"""The choice of the next token from one row of logits.
+
+token = argmax over i of filter(logits / T)_i + Gumbel(seed, position, i): an exact sample of the filtered distribution
+(the Gumbel-max trick, Gumbel 1954), which depends on seed and position alone. The filters are transformers', in its
+order: repetition penalty, temperature, top-k, top-p, min-p. Ties go to the smaller token id. Log-probabilities are those
+of the model itself, before penalty, temperature and filters. Called by span.py with rows in float32 on the CPU.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from swarm_model.gumbel import MAX_GUMBEL, gumbel, hash_exceeding, noise_hashes
+from swarm_model.sampling_params import Sampling
+
+Logits = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+SEED_CANDIDATES: Final = 64  # noise of this many of the likeliest tokens sets the mark that others must reach
+FIRST_CUT: Final = 1024  # top-p looks at this many of the likeliest tokens before it sorts all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A token, its log-probability, and the likeliest tokens with theirs, if they were asked for."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def sample(logits: Logits, sampling: Sampling, position: int, history: npt.NDArray[Any] | None = None) -> Sampled:
+    """Choose the token that will stand at `position`.
+
+    `logits` is `[vocabulary]` and is not changed; `history` holds all ids so far, for the repetition penalty.
+    """
+    scores = logits
+    if sampling.repetition_penalty != 1.0 and history is not None and len(history) > 0:
+        scores = _penalized(logits, history, sampling.repetition_penalty)
+    token = int(scores.argmax()) if sampling.greedy else _draw(scores, sampling, position)
+    return Sampled(token, logprob_of(logits, token), top_logprobs(logits, sampling.top_logprobs))
+
+
+def logprob_of(logits: Logits, token: int) -> float:
+    return float(logits[token]) - _log_normalizer(logits)
+
+
+def top_logprobs(logits: Logits, count: int) -> tuple[tuple[int, float], ...]:
+    """Give the `count` likeliest tokens with their log-probabilities, likeliest first."""
+    if count == 0:
+        return ()
+    normalizer = _log_normalizer(logits)
+    return tuple((int(token), float(logits[token]) - normalizer) for token in _likeliest(logits, count))
+
+
+def _log_normalizer(logits: Logits) -> float:
+    highest = logits.max()
+    return float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+
+
+def _penalized(logits: Logits, history: npt.NDArray[Any], penalty: float) -> Logits:
+    """Push the tokens that were there already away from the choice (Keskar et al. 2019, section 4.1)."""
+    scores = logits.copy()
+    seen = np.unique(history)
+    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    return scores
+
+
+def _draw(scores: Logits, sampling: Sampling, position: int) -> int:
+    """Filter the scores at their temperature and draw one token."""
+    kept, weights = _filtered(scores, sampling)
+    if len(kept) == 1:
+        return int(kept[0])
+    hashes = noise_hashes(sampling.seed, position, kept)
+    leaders = _likeliest_index(weights, SEED_CANDIDATES)
+    mark = float((weights[leaders] + gumbel(hashes[leaders])).max())
+    # Of the others only those can win whose noise makes up for the distance: found without a logarithm
+    hopeful = np.flatnonzero(
+        (hashes >= np.uint64(hash_exceeding(mark - float(weights.max())))) & (weights >= mark - MAX_GUMBEL)
+    )
+    totals = weights[hopeful] + gumbel(hashes[hopeful])
+    best = np.flatnonzero(totals == totals.max())
+    return int(kept[hopeful[best]].min())
+
+
+def _filtered(scores: Logits, sampling: Sampling) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """Apply temperature, top-k, top-p and min-p. Returns the surviving tokens, in any order, and their scaled scores."""
+    kept: Ids = np.arange(len(scores))
+    if 0 < sampling.top_k < len(scores):
+        threshold = np.partition(scores, -sampling.top_k)[-sampling.top_k]
+        kept = np.flatnonzero(scores >= threshold)  # ties at the threshold stay, as in transformers
+    weights = scores[kept].astype(np.float64) / sampling.temperature
+    if sampling.top_p < 1.0:
+        nucleus = _nucleus(weights, sampling.top_p)
+        kept, weights = kept[nucleus], weights[nucleus]
+    if sampling.min_p > 0.0:
+        # p_i < min_p * p_max, with logarithms: independent of the normalizer
+        likely = weights >= weights.max() + np.log(sampling.min_p)
+        kept, weights = kept[likely], weights[likely]
+    return kept, weights
+
+
+def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> Ids:
+    """Find the fewest likeliest tokens whose probabilities sum to `top_p` (Holtzman et al. 2020, section 3.1)."""
+    normalizer = np.exp(weights - weights.max()).sum()
+    for most in (FIRST_CUT, len(weights)):
+        order = _likeliest_index(weights, most)
+        probabilities = np.exp(weights[order] - weights.max()) / normalizer
+        before = np.cumsum(probabilities) - probabilities  # what the likelier tokens already sum to
+        inside = int(np.count_nonzero(before < top_p))
+        if inside < len(order) or len(order) == len(weights):
+            break
+    return order[: max(inside, 1)]
+
+
+def _likeliest(logits: Logits, count: int) -> Ids:
+    return _likeliest_index(logits.astype(np.float64), count)
+
+
+def _likeliest_index(weights: npt.NDArray[np.float64], count: int) -> Ids:
+    """Give the indices of the `count` greatest weights, greatest first, ties by index."""
+    if count < len(weights):
+        threshold = np.partition(weights, -count)[-count]
+        candidates = np.flatnonzero(weights >= threshold)
+    else:
+        candidates = np.arange(len(weights))
+    return candidates[np.lexsort((candidates, -weights[candidates]))][:count]

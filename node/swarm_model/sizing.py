@@ -1,0 +1,79 @@
+"""How much memory a span takes, before any weight is read: for choosing a span, and for refusing one with numbers.
+
+Works from the configuration and the tensor headers alone. Weights are counted by name (a block's tensors carry its
+number), so these are estimates; what was really loaded stands in SpanInfo. Called by the node before loading, and by
+span.py. Imports no torch.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from swarm_model.checkpoint import Checkpoint
+from swarm_model.errors import NotEnoughMemory, SpanOutsideModel
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+DTYPE_BYTES: Final[dict[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
+BLOCK_NUMBER: Final = re.compile(r"\.(\d+)\.")
+EMBEDDING: Final = re.compile(r"(^|\.)(embed_tokens|wte|wpe|word_embeddings|embed_in|tok_embeddings)\.")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSizes:
+    """Bytes of weights at one dtype: of each block, and of what the first and the last span hold besides."""
+
+    blocks: tuple[int, ...]
+    first_edge: int
+    last_edge: int
+
+    def span(self, start: int, end: int) -> int:
+        """Sum the bytes of blocks `start` to `end` with the edges that they need. Raises SpanOutsideModel."""
+        if not 0 <= start < end <= len(self.blocks):
+            raise SpanOutsideModel((start, end), len(self.blocks))
+        first = self.first_edge if start == 0 else 0
+        last = self.last_edge if end == len(self.blocks) else 0
+        return sum(self.blocks[start:end]) + first + last
+
+
+def weight_sizes(checkpoint: Checkpoint, dtype: DtypeName) -> WeightSizes:
+    """Estimate what a checkpoint's weights take once they are loaded in `dtype`."""
+    blocks = [0] * checkpoint.num_blocks
+    embedding = others = 0
+    head = False
+    for name, tensor in checkpoint.tensors.items():
+        size = tensor.elements * DTYPE_BYTES[dtype]
+        number = BLOCK_NUMBER.search(name)
+        if number is not None and int(number[1]) < len(blocks):
+            blocks[int(number[1])] += size
+        elif EMBEDDING.search(name):
+            embedding += size
+        else:
+            others += size
+            head = head or len(tensor.shape) == 2
+    return WeightSizes(tuple(blocks), first_edge=embedding, last_edge=others if head else others + embedding)
+
+
+def kv_bytes_per_token(checkpoint: Checkpoint, start: int, end: int, dtype: DtypeName) -> int:
+    """Estimate what blocks `start` to `end` keep of one token."""
+    config: Any = checkpoint.config.get_text_config()
+    heads = int(config.num_attention_heads)
+    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return (end - start) * 2 * kv_heads * head_size * DTYPE_BYTES[dtype]
+
+
+def widest_span(sizes: WeightSizes, start: int, available_bytes: int) -> tuple[int, int] | None:
+    """Give the widest span from `start` whose weights fit into `available_bytes`, or None if not one block does."""
+    ends = [end for end in range(start + 1, len(sizes.blocks) + 1) if sizes.span(start, end) <= available_bytes]
+    return (start, max(ends)) if ends else None
+
+
+def require_memory(
+    checkpoint: Checkpoint, start: int, end: int, dtype: DtypeName, *, kv_bytes: int, available_bytes: int
+) -> None:
+    """Raise NotEnoughMemory, naming a span that fits, unless blocks `start` to `end` and their KV pool do."""
+    sizes = weight_sizes(checkpoint, dtype)
+    needed = sizes.span(start, end) + kv_bytes
+    if needed > available_bytes:
+        fits = widest_span(sizes, start, available_bytes - kv_bytes)
+        raise NotEnoughMemory((start, end), needed, available_bytes, fits)

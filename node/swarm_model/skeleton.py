@@ -1,0 +1,229 @@
+"""Which modules of a model's class a span needs, found by watching the class work rather than by knowing families.
+
+A model is built on the meta device (shapes, no memory), its blocks are replaced by holes that pass their input on, and
+one token is sent through: modules with weights that run before the holes belong to the first span, those behind them to
+the last. From that follow the tensors and files of every span, and a subclass of the model that builds only one span.
+Owns no weights. Called by loading.py.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+import swarm_model.transformers_version  # noqa: F401  checks the release before the imports below rely on it
+from swarm_model.checkpoint import Checkpoint
+from swarm_model.errors import CheckpointBroken, SpanOutsideModel, UnsupportedModel
+
+NO_MASKS: Final = "swarm_no_masks"  # transformers makes no attention masks for an implementation that it does not know
+PLAIN: Final = (str, int, float, bool, type(None))  # attributes of a block that the model's own forward may ask for
+
+
+class Edges(NamedTuple):
+    """At which ends of the model a module outside the blocks is used."""
+
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a model's class consists of, from the point of view of somebody who cuts it into spans."""
+
+    model_class: type[Any]
+    blocks: str  # module name of the list of blocks, such as "model.layers"
+    num_blocks: int
+    edges: dict[str, Edges]  # module name -> where it is used, for all modules with weights outside the blocks
+    block_tensors: tuple[tuple[str, ...], ...]  # checkpoint tensors of each block
+    edge_tensors: dict[str, Edges]  # checkpoint tensors outside the blocks
+
+    def needs_module(self, name: str, start: int, end: int) -> bool:
+        edges = self.edges[name]
+        return (edges.first and start == 0) or (edges.last and end == self.num_blocks)
+
+    def tensors(self, start: int, end: int) -> list[str]:
+        """Name the checkpoint tensors that blocks `start` to `end` need, edges included."""
+        first, last = start == 0, end == self.num_blocks
+        names = [name for block in self.block_tensors[start:end] for name in block]
+        return names + [name for name, edges in self.edge_tensors.items() if edges.first & first or edges.last & last]
+
+    def digest_tensors(self, block: int) -> list[str]:
+        """Name the tensors that a block's digest covers: its own, and at the ends of the model the edge's."""
+        return sorted(self.tensors(block, block + 1))
+
+
+class Hole(nn.Module):
+    """Stands where a block of another span would stand, and hands its input on."""
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        for name, value in vars(like).items():
+            if isinstance(value, PLAIN) and not name.startswith("_"):
+                setattr(self, name, value)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else kwargs["hidden_states"]
+
+
+class NoEmbedding(nn.Module):
+    """Stands where an embedding of another span would stand: its output is replaced by the previous span's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros(*ids.shape, self.width, device=ids.device)
+
+
+def check_span(start: int, end: int, num_blocks: int) -> None:
+    """Raise SpanOutsideModel unless 0 <= start < end <= num_blocks."""
+    if not 0 <= start < end <= num_blocks:
+        raise SpanOutsideModel((start, end), num_blocks)
+
+
+def study(checkpoint: Checkpoint) -> Anatomy:
+    """Find out how a checkpoint's model is put together. Reads no weights.
+
+    Raises UnsupportedModel, CheckpointBroken.
+    """
+    config, family = checkpoint.config, checkpoint.family
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModel(family, "quantized checkpoints are not read yet")
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UnsupportedModel(family, "transformers has no causal language model for it")
+    model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    with torch.device("meta"):
+        model = model_class(copy.deepcopy(config))
+    parameters = model.state_dict()
+    blocks = _find_blocks(model, checkpoint.num_blocks, family)
+    edges = _watch_edges(model, blocks, family)
+    rename = _renamer(model, parameters)
+    block_tensors: list[list[str]] = [[] for _ in range(checkpoint.num_blocks)]
+    edge_tensors: dict[str, Edges] = {}
+    for tensor in checkpoint.weight_map:
+        target = rename(tensor)
+        if target not in parameters:
+            continue  # buffers that old releases saved, heads of other tasks
+        if target.startswith(blocks + "."):
+            block_tensors[int(target[len(blocks) + 1 :].split(".")[0])].append(tensor)
+        elif (module := target.rpartition(".")[0]) in edges:
+            edge_tensors[tensor] = edges[module]
+    for number, names in enumerate(block_tensors):
+        if not names:
+            raise CheckpointBroken(str(checkpoint.directory), f"it holds no tensor of block {number}")
+    return Anatomy(
+        model_class, blocks, checkpoint.num_blocks, edges, tuple(tuple(names) for names in block_tensors), edge_tensors
+    )
+
+
+def span_class(anatomy: Anatomy, start: int, end: int) -> type[Any]:
+    """Make a subclass of the model that builds blocks `start` to `end` and the edges that they need."""
+
+    class SpanModel(anatomy.model_class):  # type: ignore[misc]
+        _keys_to_ignore_on_load_unexpected: Final = [".*"]
+
+        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            _prune(self, anatomy, start, end)
+
+    # transformers looks renamings up by class name, and skips classes from outside its own package
+    SpanModel.__name__ = anatomy.model_class.__name__
+    SpanModel.__module__ = anatomy.model_class.__module__
+    SpanModel.config_class = anatomy.model_class.config_class
+    return SpanModel
+
+
+def _prune(model: Any, anatomy: Anatomy, start: int, end: int) -> None:
+    layers = model.get_submodule(anatomy.blocks)
+    for number in range(anatomy.num_blocks):
+        if not start <= number < end:
+            layers[number] = Hole(layers[number])
+    for name in anatomy.edges:
+        if not anatomy.needs_module(name, start, end):
+            module = model.get_submodule(name)
+            substitute = NoEmbedding(module.embedding_dim) if isinstance(module, nn.Embedding) else Hole(module)
+            model.set_submodule(name, substitute)
+    if end != anatomy.num_blocks and hasattr(model, "all_tied_weights_keys"):
+        model.all_tied_weights_keys = {}  # the head that would be tied is not here
+
+
+def _find_blocks(model: nn.Module, num_blocks: int, family: str) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_blocks:
+            return name
+    raise UnsupportedModel(family, f"its class has no list of {num_blocks} blocks")
+
+
+def _watch_edges(model: Any, blocks: str, family: str) -> dict[str, Edges]:
+    """Send one token through the model with holes for blocks, and note who runs before and who behind them."""
+    layers = model.get_submodule(blocks)
+    for number in range(len(layers)):
+        layers[number] = Hole(layers[number])
+    passed_blocks = False
+    ran: dict[str, set[bool]] = {}
+
+    def note_block(*_: Any) -> None:
+        nonlocal passed_blocks
+        passed_blocks = True
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: ran.setdefault(name, set()).add(passed_blocks)
+
+    weighted = [
+        name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False)) and name
+    ]
+    hooks = [layers[0].register_forward_pre_hook(note_block)]
+    hooks += [model.get_submodule(name).register_forward_pre_hook(note(name)) for name in weighted]
+    try:
+        with torch.no_grad(), attention_implementation(model, NO_MASKS):
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
+    except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, NotImplementedError) as error:
+        reason = f"its modules outside the blocks cannot be told apart ({type(error).__name__}: {error})"
+        raise UnsupportedModel(family, reason) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    edges = {name: Edges(first=False in ran.get(name, ()), last=True in ran.get(name, ())) for name in weighted}
+    for head, embedding in (getattr(model, "all_tied_weights_keys", None) or {}).items():
+        tied = head.rpartition(".")[0], embedding.rpartition(".")[0]
+        if all(name in edges for name in tied):
+            edges[tied[1]] = Edges(edges[tied[1]].first, edges[tied[1]].last or edges[tied[0]].last)
+    return edges
+
+
+@contextmanager
+def attention_implementation(model: Any, name: str) -> Iterator[None]:
+    """Let a model's modules use another attention function for a while."""
+    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    before = {key: config._attn_implementation for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation = name
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+def _renamer(model: Any, parameters: dict[str, torch.Tensor]) -> Callable[[str], str]:
+    """Give the library's own renaming from checkpoint tensors to parameters, fused ones included."""
+    conversions = get_model_conversion_mapping(model)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    prefix = model.base_model_prefix
+
+    def rename(tensor: str) -> str:
+        name, _ = rename_source_key(tensor, renamings, converters, prefix, parameters)
+        if name not in parameters and tensor in parameters:
+            name, _ = rename_source_key(tensor, [], [], prefix, parameters)
+        return str(name)
+
+    return rename

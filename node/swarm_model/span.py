@@ -1,0 +1,334 @@
+"""A span of a model's blocks, ready to compute: token ids or hidden states in, hidden states or sampled tokens out.
+
+Owns the loaded modules, the KV pool and the page tables of all sessions. Knows neither network nor money nor who asks:
+the node's compute thread calls `forward`, one batch at a time, and `drop`. How a step goes: check each chunk and reserve
+its pages; pack the accepted ones into one step; send it through the blocks; sample the rows that ask for it.
+
+What fails, fails alone: a chunk that cannot be computed gets its ModelError in its place of the returned list, its
+session stays as it was, and the others are computed as if it had not been there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+from swarm_model.checkpoint import Checkpoint
+from swarm_model.digests import block_digest
+from swarm_model.drivers import Driver
+from swarm_model.errors import (
+    ContextTooLong,
+    InvalidChunk,
+    KVFull,
+    KVPoolTooSmall,
+    ModelError,
+    PositionGap,
+)
+from swarm_model.kv_pool import KVPool
+from swarm_model.linears import can_pack, pack_linears
+from swarm_model.load_checks import LoadedSpan, check_masks, choose_driver, run_reference
+from swarm_model.loading import drop_unused_embedding, load_model, own_weights, owned_blocks, weight_bytes
+from swarm_model.pages import OutOfPages, PageAllocator, PageTable, SessionKey
+from swarm_model.sampler import Sampled, sample
+from swarm_model.sampling_params import Sampling
+from swarm_model.sizing import DtypeName, require_memory
+from swarm_model.skeleton import check_span, study
+from swarm_model.step import Step
+
+__all__ = ["Chunk", "LoadProgress", "Output", "SampleRequest", "Sampled", "SessionKey", "Span", "SpanInfo"]
+
+DTYPE_NAMES: Final[dict[torch.dtype, DtypeName]] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+Output = torch.Tensor | Sampled | ModelError | None
+"""What becomes of a chunk: hidden states `[tokens, hidden]`; on the last span the token sampled, or None where none was
+asked for; or the error because of which it was not computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """How to choose the token behind a chunk; `history` is all ids so far, needed for a repetition penalty alone."""
+
+    sampling: Sampling
+    history: npt.NDArray[np.integer[Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next tokens of one session.
+
+    `position` says how many tokens of the session stand before the chunk: if more are cached, the cache is cut to it.
+    `inputs` is `[tokens]` int64 ids on the first span, else `[tokens, hidden]`. `sample` counts on the last span alone.
+    """
+
+    session: SessionKey
+    position: int
+    inputs: torch.Tensor
+    sample: SampleRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far loading is. Stages come in this order; `unit` says what is counted."""
+
+    stage: Literal["fetch", "read", "digest", "check"]
+    done: int
+    total: int
+    unit: Literal["files", "bytes", "steps"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanInfo:
+    """What a span is, as its record in the network tells it."""
+
+    family: str
+    start: int
+    end: int
+    num_blocks: int
+    hidden_size: int
+    vocab_size: int
+    max_position: int
+    dtype: str
+    numeric_class: str  # spans of one class give the same numbers up to the order of additions
+    weight_bytes: int
+    kv_bytes_per_token: int
+    page_size: int  # tokens
+    pages: int
+    block_digests: tuple[bytes, ...]
+    rewind: Literal["any"] = "any"
+
+
+class Span:
+    """Blocks `[start, end)` of a model; make one with `load`."""
+
+    def __init__(
+        self, info: SpanInfo, driver: Driver, pages: PageAllocator, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.info: Final = info
+        self._driver = driver
+        self._pages = pages
+        self._dtype, self._device = dtype, device
+        self._first, self._last = info.start == 0, info.end == info.num_blocks
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        start: int,
+        end: int,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        kv_bytes: int,
+        page_size: int = 16,
+        on_progress: Callable[[LoadProgress], None] | None = None,
+    ) -> "Span":
+        """Load blocks `start` to `end`, fetching only the files that they need, and check them on random inputs.
+
+        `kv_bytes` is the memory for KV pages. Raises SpanOutsideModel, UnsupportedModel, CheckpointBroken,
+        CheckpointNotFound, NotEnoughMemory, KVPoolTooSmall.
+        """
+        return load_span(checkpoint, start, end, device, dtype, kv_bytes, page_size, on_progress or (lambda _: None))
+
+    @property
+    def pages_free(self) -> int:
+        return self._pages.free
+
+    def cached(self, session: SessionKey) -> int:
+        """Count the tokens cached for a session; a session that is not known has none."""
+        return self._pages.tokens(session)
+
+    def drop(self, session: SessionKey) -> None:
+        """Free a session's pages; a session that is not known is already dropped."""
+        self._pages.drop(session)
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[Chunk]) -> list[Output]:
+        """Compute one step of several sessions' chunks; the list returned stands in the batch's order.
+
+        A session stands in a batch once. Whatever is wrong with one chunk comes back in its place. An exception means
+        that the whole step failed: the sessions in it are cut back to the positions of their chunks.
+        """
+        outputs: list[Output] = [None] * len(batch)
+        accepted: list[int] = []
+        tables: list[PageTable] = []
+        for index, chunk in enumerate(batch):
+            try:
+                tables.append(self._reserve(chunk, [batch[earlier] for earlier in accepted]))
+                accepted.append(index)
+            except ModelError as error:
+                outputs[index] = error
+        if not accepted:
+            return outputs
+        try:
+            self._compute([batch[index] for index in accepted], tables, accepted, outputs)
+        except BaseException:
+            for index in reversed(accepted):
+                self._pages.truncate(batch[index].session, batch[index].position)
+            raise
+        return outputs
+
+    def _reserve(self, chunk: Chunk, accepted: Sequence[Chunk]) -> PageTable:
+        """Check a chunk and give it its place. Raises ModelError with nothing changed."""
+        self._check_inputs(chunk.inputs)
+        tokens, cached = len(chunk.inputs), self._pages.tokens(chunk.session)
+        if chunk.position > cached:
+            raise PositionGap(chunk.position, cached)
+        if chunk.position < 0 or any(earlier.session == chunk.session for earlier in accepted):
+            raise InvalidChunk("a position below 0, or a session twice in one step")
+        if chunk.position + tokens > self.info.max_position:
+            raise ContextTooLong(chunk.position + tokens, self.info.max_position)
+        try:
+            return self._pages.place(chunk.session, chunk.position, tokens)
+        except OutOfPages as refusal:
+            raise KVFull(refusal.needed, refusal.free) from refusal
+
+    def _check_inputs(self, inputs: torch.Tensor) -> None:
+        if self._first:
+            if inputs.dim() != 1 or inputs.dtype != torch.int64 or len(inputs) == 0:
+                raise InvalidChunk(f"token ids must be [tokens] int64, not {list(inputs.shape)} {inputs.dtype}")
+            lowest, highest = inputs.aminmax()
+            if int(lowest) < 0 or int(highest) >= self.info.vocab_size:
+                raise InvalidChunk(f"token ids go from 0 to {self.info.vocab_size - 1}")
+        elif inputs.dim() != 2 or inputs.shape[1] != self.info.hidden_size or not inputs.is_floating_point():
+            raise InvalidChunk(f"hidden states must be [tokens, {self.info.hidden_size}], not {list(inputs.shape)}")
+        elif len(inputs) == 0:
+            raise InvalidChunk("a chunk without tokens")
+
+    def _compute(
+        self, chunks: Sequence[Chunk], tables: Sequence[PageTable], places: Sequence[int], outputs: list[Output]
+    ) -> None:
+        counts = [len(chunk.inputs) for chunk in chunks]
+        step = Step(tables, counts, self.info.page_size, self._dtype, self._device)
+        inputs = chunks[0].inputs if len(chunks) == 1 else torch.cat([chunk.inputs for chunk in chunks])
+        inputs = inputs.to(self._device) if self._first else inputs.to(self._device, self._dtype)
+        asking = [number for number, chunk in enumerate(chunks) if self._last and chunk.sample is not None]
+        ends = [step.stretches[number].offset + counts[number] - 1 for number in asking]
+        result = self._driver.run(inputs, step, torch.tensor(ends, dtype=torch.int64, device=self._device))
+        if not self._last:
+            for place, rows in zip(places, result.split(counts), strict=True):
+                outputs[place] = rows
+        elif asking:
+            logits = result.float().cpu().numpy()  # [asking, vocabulary]
+            for number, row in zip(asking, logits, strict=True):
+                request = chunks[number].sample
+                assert request is not None
+                position = chunks[number].position + counts[number]
+                outputs[places[number]] = sample(row, request.sampling, position, request.history)
+
+
+def load_span(
+    checkpoint: Checkpoint,
+    start: int,
+    end: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_bytes: int,
+    page_size: int,
+    on_progress: Callable[[LoadProgress], None],
+) -> Span:
+    """See Span.load."""
+    check_span(start, end, checkpoint.num_blocks)
+    dtype_name = DTYPE_NAMES[dtype]
+    require_memory(checkpoint, start, end, dtype_name, kv_bytes=kv_bytes, available_bytes=_available_bytes(device))
+    anatomy = study(checkpoint)
+    names = anatomy.tensors(start, end)
+    files = {checkpoint.weight_map[name] for name in names}
+    checkpoint.fetch(files, lambda done, total: on_progress(LoadProgress("fetch", done, total, "files")))
+
+    read = _ByteProgress(
+        "read", sum(checkpoint.tensors[name].end - checkpoint.tensors[name].start for name in names), on_progress
+    )
+    model = load_model(checkpoint, anatomy, start, end, dtype=dtype, on_bytes=read.add)
+    config = checkpoint.config.get_text_config()
+    span = LoadedSpan(
+        model=model,
+        blocks=owned_blocks(model, anatomy),
+        blocks_name=anatomy.blocks,
+        start=start,
+        end=end,
+        num_blocks=anatomy.num_blocks,
+        family=checkpoint.family,
+        hidden_size=int(config.hidden_size),
+        vocab_size=int(config.vocab_size),
+        max_position=_longest_session(checkpoint, model),
+        dtype=dtype,
+        device=device,
+    )
+    with torch.inference_mode():
+        if device.type != "cpu":
+            own_weights(model, device)
+        reference = run_reference(span)
+        check_masks(span)
+        packed = can_pack(dtype, device)
+        if packed:
+            pack_linears(model)
+            drop_unused_embedding(model, anatomy, start)
+        if device.type == "cpu":
+            own_weights(model, device)
+        driver, cache = choose_driver(span, reference)
+        bytes_per_token = sum(shape.bytes_per_token(dtype) for shape in reference.shapes)
+        pages = kv_bytes // (bytes_per_token * page_size)
+        if pages < 1:
+            raise KVPoolTooSmall(kv_bytes, bytes_per_token * page_size)
+        cache.pool = KVPool(reference.shapes, pages=pages, page_size=page_size, dtype=dtype, device=device)
+
+    owned = {block: [checkpoint.tensors[name] for name in anatomy.digest_tensors(block)] for block in range(start, end)}
+    hashed = _ByteProgress("digest", sum(t.end - t.start for tensors in owned.values() for t in tensors), on_progress)
+    info = SpanInfo(
+        family=checkpoint.family,
+        start=start,
+        end=end,
+        num_blocks=anatomy.num_blocks,
+        hidden_size=span.hidden_size,
+        vocab_size=span.vocab_size,
+        max_position=span.max_position,
+        dtype=dtype_name,
+        numeric_class=f"{dtype_name}/{device.type}/{'packed' if packed else 'plain'}",
+        weight_bytes=weight_bytes(model),
+        kv_bytes_per_token=bytes_per_token,
+        page_size=page_size,
+        pages=pages,
+        block_digests=tuple(block_digest(checkpoint.directory, tensors, hashed.add) for tensors in owned.values()),
+    )
+    return Span(info, driver, PageAllocator(pages, page_size), dtype, device)
+
+
+class _ByteProgress:
+    """Adds up bytes and reports about a hundred times on the way."""
+
+    def __init__(self, stage: Literal["read", "digest"], total: int, report: Callable[[LoadProgress], None]) -> None:
+        self._stage, self._total, self._report = stage, total, report
+        self._done = self._reported = 0
+
+    def add(self, size: int) -> None:
+        self._done += size
+        if self._done - self._reported >= self._total // 100 or self._done >= self._total:
+            self._reported = self._done
+            self._report(LoadProgress(self._stage, self._done, self._total, "bytes"))
+
+
+def _longest_session(checkpoint: Checkpoint, model: Any) -> int:
+    """Where a rotary embedding changes with the batch's longest position, stay in the range where it does not.
+
+    transformers' "longrope" switches its factors there for all rows at once: sessions would change one another.
+    """
+    longest = checkpoint.max_position
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "longrope":
+            original = getattr(module, "original_max_seq_len", longest)
+            longest = min(longest, int(original))
+    return longest
+
+
+def _available_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
