@@ -54,6 +54,9 @@ class Link(Protocol):
         """Add (or with -1 take away) a user who needs heartbeats: they keep the congestion window open, and a peer that
         sends none for `silence_timeout_s` is lost."""
 
+    def idle_s(self) -> float:
+        """Seconds since a frame, heartbeats included, last came or went."""
+
     def close(self, reason: str = "") -> None:
         """End the link; `on_lost` of this end is called, soon, unless it was already."""
 
@@ -85,3 +88,6 @@ class Transport(Protocol):
 
         Raises BadAddress, PeerUnreachable, WrongPeer, HandshakeFailed.
         """
+
+    async def close(self) -> None:
+        """End every listener and link, and return when nothing of them is left."""
