@@ -172,6 +172,7 @@ class VirtualCompute:
     def __init__(self, executor: TimedExecutor, scheduler: Scheduler, clock: Clock) -> None:
         self._core = _Core(executor, scheduler, clock)
         self._executor = executor
+        self._inbox: list[Command] = []  # obeyed between batches, as by a thread
         self._ready = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -179,9 +180,7 @@ class VirtualCompute:
         self._task = asyncio.get_running_loop().create_task(self._work(deliver), name="virtual compute")
 
     def submit(self, commands: Sequence[Command]) -> None:
-        for command in commands:
-            if (done := self._core.obey(command)) is not None:
-                done()
+        self._inbox.extend(commands)
         self._ready.set()
 
     async def stop(self) -> None:
@@ -192,6 +191,10 @@ class VirtualCompute:
     async def _work(self, deliver: Deliver) -> None:
         core = self._core
         while True:
+            commands, self._inbox = self._inbox, []
+            for command in commands:
+                if (done := core.obey(command)) is not None:
+                    done()
             parts = core.scheduler.next()
             if not parts:
                 self._ready.clear()

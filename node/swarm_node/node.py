@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
-from swarm_net.endpoint import Endpoint
 
+from swarm_net.endpoint import Endpoint
 from swarm_net.errors import LinkLost, NetError
 from swarm_net.links import LANES, Body, Clock, Link, PeerId
 from swarm_net.messages import (
@@ -55,6 +55,7 @@ from swarm_net.session_errors import (
     from_failure,
     to_failure,
 )
+from swarm_net.tasks import TaskScope
 from swarm_node.compute import Command, Compute, Drop, Ran, Void
 from swarm_node.executor import Drawn, SpanFacts
 from swarm_node.sessions import Session, SessionTable
@@ -96,12 +97,10 @@ class Node:
         self._commands: list[Command] = []
         self._busy = BusyShare()
         self._draining = False
-        self._tasks = asyncio.TaskGroup()
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks = TaskScope()
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
-        self._sweeper = self._tasks.create_task(self._sweep(), name="sweep idle sessions")
+        self._tasks.start(self._sweep(), name="sweep idle sessions")
         self._compute.start(self._on_ran)
         self._endpoint.on(Open, self._on_open)
         self._endpoint.on(Opened, self._on_opened)
@@ -116,10 +115,8 @@ class Node:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.drain()
-        assert self._sweeper is not None
-        self._sweeper.cancel()
+        await self._tasks.close()
         await self._compute.stop()
-        await self._tasks.__aexit__(kind, error, traceback)
 
     def drain(self) -> None:
         """Take no more sessions and end those that run: their clients hear at once and go elsewhere."""
@@ -150,7 +147,7 @@ class Node:
             self._refuse(link, message, error)
             return
         link.keep_warm(1)
-        task = self._tasks.create_task(self._connect(session), name="open session")
+        task = self._tasks.start(self._connect(session), name="open session")
         self._openings[session.id] = _Opening(task, asyncio.get_running_loop().create_future())
 
     async def _connect(self, session: Session) -> None:

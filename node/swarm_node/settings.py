@@ -5,7 +5,6 @@ the result. Environment: `SWARM_NODE_` and the name in capitals (`SWARM_NODE_KV_
 underscores, at the top level of the file.
 """
 
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -37,7 +36,7 @@ def _size(value: object) -> object:
 
 
 def _host_port(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):[0-9]{1,5}", value):
+    if value and isinstance(value, str) and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):[0-9]{1,5}", value):
         raise ValueError("write HOST:PORT, an IPv6 host in brackets; port 0 takes a free one")
     return value
 
@@ -51,6 +50,23 @@ def _blocks(value: object) -> object:
 def _list(value: object) -> object:
     return [item for item in value.split(",") if item] if isinstance(value, str) else value
 
+
+_METAVARS = {
+    "model": "DIR_OR_HF_ID",
+    "blocks": "START:END|auto",
+    "bootstrap": "ADDR",
+    "listen": "HOST:PORT",
+    "announce": "HOST:PORT",
+    "libp2p_listen": "MULTIADDR",
+    "dht": "auto|on|off",
+    "data_dir": "DIR",
+    "identity": "FILE",
+    "device": "auto|cpu|cuda[:N]",
+    "dtype": "auto|float32|bfloat16|float16",
+    "threads": "N",
+    "kv_memory": "SIZE",
+    "idle_timeout": "SECONDS",
+}
 
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
@@ -69,8 +85,8 @@ class Settings(BaseModel):
     revision: str = Field("", description="of a Hugging Face id: branch, tag or commit")
     blocks: Blocks = Field("auto", description="START:END, or auto: what fits and what the swarm lacks")
     bootstrap: Texts = Field([], description="addresses of nodes to join; none starts a new swarm")
-    listen: HostPort = Field("0.0.0.0:0", description="HOST:PORT of the direct listener; port 0 takes a free one")
-    announce: str = Field("", description="HOST:PORT that others dial, where it is not what we listen on")
+    listen: HostPort = Field("", description="of the direct listener; default: the next free port from 31330 on")
+    announce: HostPort = Field("", description="what others dial, where it is not --listen")
     libp2p_listen: Texts = Field([], description="multiaddrs of the DHT daemon, such as /ip4/0.0.0.0/tcp/0")
     dht: Literal["auto", "on", "off"] = Field("auto", description="run the DHT daemon; off: publish through others")
     data_dir: str = Field("", description="identity and state; default: the next free one of this user")
@@ -139,6 +155,6 @@ def _environment_values(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def environment() -> Mapping[str, str]:
-    """The process's environment variables."""
-    return os.environ
+def metavar(name: str) -> str:
+    """Return how `--help` names a setting's value."""
+    return _METAVARS.get(name, name.upper())
