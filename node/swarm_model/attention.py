@@ -1,4 +1,4 @@
-"""Attention of a ragged batch over paged KV, behind transformers' two doors: the cache object and the attention function.
+"""Attention of a ragged batch over paged KV, behind transformers' two doors: cache object and attention function.
 
 A block's modelling code hands new keys and values to `PagedKV.update`, which stores them in pages, and then calls the
 attention function registered here, which reads each session's tokens back from its pages. Refuses (UnsupportedModel)
@@ -22,7 +22,7 @@ HARMLESS: Final = frozenset({"dropout", "position_ids", "use_cache", "output_rou
 
 
 class PagedKV:
-    """Stands in for transformers' cache: stores what blocks give it, and lends pool and step to the attention function."""
+    """Stands in for transformers' cache: stores what blocks give it, lends pool and step to the attention function."""
 
     is_compileable: Final = False
 

@@ -1,4 +1,4 @@
-"""Eight bytes that tell one block's weights from any other's: two checkpoints with one configuration never share a route.
+"""Eight bytes that tell one block's weights from any other's, so that two trainings of one model never share a route.
 
 A pure function of the checkpoint's files: for each tensor of a block, in the order of names, its name, type, shape and
 raw bytes. The first block's digest covers the embedding too, the last one's the final norm and the head, so that no

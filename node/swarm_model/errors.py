@@ -17,8 +17,8 @@
         ├── InvalidChunk            inputs of a wrong shape, type or value
         └── InvalidSampling         a sampling parameter out of its range
 
-`code` crosses the wire with the fields and is never reused. Leaves are ordinary dataclasses, not frozen ones: contextlib
-assigns `__traceback__`.
+`code` crosses the wire with the fields and is never reused. Leaves are ordinary dataclasses, not frozen ones:
+contextlib assigns `__traceback__`.
 """
 
 from abc import ABC, abstractmethod

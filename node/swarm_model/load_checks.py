@@ -1,9 +1,9 @@
-"""What is tried on a freshly loaded span before it serves: that it computes what transformers computes, and how fastest.
+"""What is tried on a freshly loaded span before it serves: does it compute what transformers computes, and how fastest?
 
 Three runs on random inputs. (1) The model's own forward with transformers' eager attention gives a reference and shows
 the shape of each block's keys and values. (2) The masks that the model asks for are compared with the windows that its
-attention function is given, far beyond the few tokens of a test. (3) The same tokens in ragged chunks over paged KV must
-give the reference. Then the direct way through the modules is chosen if it agrees to the bit. Called by span.py.
+attention function is given, far beyond the few tokens of a test. (3) The same tokens in ragged chunks over paged KV
+must give the reference. Then the direct way through the modules is chosen if it agrees to the bit. Called by span.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -119,7 +119,7 @@ def run_reference(span: LoadedSpan) -> Reference:
 
 
 def check_masks(span: LoadedSpan) -> None:
-    """Raise UnsupportedModel unless each block's mask is causal with just the window its attention function is given."""
+    """Raise UnsupportedModel unless each block's mask is causal, with the window that its attention is given."""
     seen: dict[int, tuple[Any, int | None]] = {}
 
     def probe_attention(
@@ -222,6 +222,6 @@ def _run_chunks(driver: Driver, pool: KVPool, span: LoadedSpan, inputs: torch.Te
         counts = [tokens for _, tokens in chunks]
         step = Step(tables, counts, pool.page_size, span.dtype, span.device)
         output = driver.run(torch.cat(parts), step, torch.arange(step.tokens, device=span.device))
-        for (session, _), rows in zip(chunks, output.split(counts), strict=True):
+        for (session, _), rows in zip(chunks, torch.split(output, counts), strict=True):
             outputs[session].append(rows)
     return [torch.cat(rows) for rows in outputs]

@@ -1,7 +1,7 @@
-"""Weights of one span, from safetensors files into a pruned transformers model, in the wanted dtype on the wanted device.
+"""Weights of one span, from safetensors files into a pruned transformers model, in the wanted dtype, on one device.
 
-transformers' loader does the renaming, the fusing of experts, the tying and the casts; it is given only the tensors that
-the span needs, each read when its turn comes. Owns the order of work that keeps at most two copies of the span in
+transformers' loader does the renaming, the fusing of experts, the tying and the casts; it is given only the tensors
+that the span needs, each read when its turn comes. Owns the order of work that keeps at most two copies of the span in
 memory: the loader's result may still be pages of the mapped files, and is moved into memory of our own piece by piece.
 Called by span.py.
 """
@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 import swarm_model.transformers_version  # noqa: F401
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import CheckpointBroken
+from swarm_model.linears import PackedLinear
 from swarm_model.skeleton import Anatomy, Hole, NoEmbedding, span_class
 from swarm_model.tensor_files import TensorInfo
 
@@ -61,7 +62,7 @@ def load_model(
 
     try:
         files = {
-            file: safe_open(str(checkpoint.directory / file), "pt")  # type: ignore[no-untyped-call]
+            file: safe_open(str(checkpoint.directory / file), "pt")
             for file in {checkpoint.weight_map[name] for name in names}
         }
         state = {
@@ -100,7 +101,7 @@ def drop_unused_embedding(model: nn.Module, anatomy: Anatomy, start: int) -> Non
 def weight_bytes(model: nn.Module) -> int:
     """Sum the bytes of a model's weights, packed ones included, each tensor once."""
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()] if not tensor.is_meta}
-    packed = [module.packed for module in model.modules() if hasattr(module, "packed")]
+    packed = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
     return sum(tensor.numel() * tensor.element_size() for tensor in [*tensors.values(), *packed])
 
 

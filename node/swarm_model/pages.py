@@ -6,9 +6,9 @@ decision whom to refuse with the caller. Called by the span before each step.
 Invariants: every page is free or in exactly one table; a table holds just as many pages as its tokens need; the free
 runs are sorted, do not touch, and together with the tables cover the pool.
 
-Pages as in PagedAttention (Kwon et al. 2023). Contiguity is a preference, never a promise: a session whose pages are one
-run is read in place, the others are gathered. A new session therefore starts in the middle of the widest gap, where both
-it and its left neighbour can grow.
+Pages as in PagedAttention (Kwon et al. 2023). Contiguity is a preference, never a promise: a session whose pages are
+one run is read in place, the others are gathered. A new session therefore starts in the middle of the widest gap, where
+both it and its left neighbour can grow.
 """
 
 from bisect import bisect_left, insort

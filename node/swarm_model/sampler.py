@@ -2,8 +2,8 @@
 
 token = argmax over i of filter(logits / T)_i + Gumbel(seed, position, i): an exact sample of the filtered distribution
 (the Gumbel-max trick, Gumbel 1954), which depends on seed and position alone. The filters are transformers', in its
-order: repetition penalty, temperature, top-k, top-p, min-p. Ties go to the smaller token id. Log-probabilities are those
-of the model itself, before penalty, temperature and filters. Called by span.py with rows in float32 on the CPU.
+order: repetition penalty, temperature, top-k, top-p, min-p. Ties go to the smaller token id. Log-probabilities are
+those of the model itself, before penalty, temperature and filters. Called by span.py with rows in float32 on the CPU.
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ def _draw(scores: Logits, sampling: Sampling, position: int) -> int:
 
 
 def _filtered(scores: Logits, sampling: Sampling) -> tuple[Ids, npt.NDArray[np.float64]]:
-    """Apply temperature, top-k, top-p and min-p. Returns the surviving tokens, in any order, and their scaled scores."""
+    """Apply temperature, top-k, top-p and min-p. Returns the surviving tokens in any order, and their scaled scores."""
     kept: Ids = np.arange(len(scores))
     if 0 < sampling.top_k < len(scores):
         threshold = np.partition(scores, -sampling.top_k)[-sampling.top_k]

@@ -16,7 +16,7 @@ MAX_TOP_LOGPROBS: Final = 20
 class Sampling:
     """Parameters with the names, defaults and meanings of transformers' `generate`.
 
-    `temperature` 0 takes the likeliest token; `top_k` 0 and `top_p` 1 and `min_p` 0 filter nothing; `seed` keys the noise;
+    `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing; `seed` keys the noise;
     `top_logprobs` asks for that many of the likeliest tokens beside the chosen one.
     Raises InvalidSampling for a value out of range, NaN and infinities included.
     """

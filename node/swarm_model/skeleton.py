@@ -127,7 +127,9 @@ def study(checkpoint: Checkpoint) -> Anatomy:
 def span_class(anatomy: Anatomy, start: int, end: int) -> type[Any]:
     """Make a subclass of the model that builds blocks `start` to `end` and the edges that they need."""
 
-    class SpanModel(anatomy.model_class):  # type: ignore[misc]
+    model_class: Any = anatomy.model_class
+
+    class SpanModel(model_class):  # type: ignore[misc]
         _keys_to_ignore_on_load_unexpected: Final = [".*"]
 
         def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -135,9 +137,9 @@ def span_class(anatomy: Anatomy, start: int, end: int) -> type[Any]:
             _prune(self, anatomy, start, end)
 
     # transformers looks renamings up by class name, and skips classes from outside its own package
-    SpanModel.__name__ = anatomy.model_class.__name__
-    SpanModel.__module__ = anatomy.model_class.__module__
-    SpanModel.config_class = anatomy.model_class.config_class
+    SpanModel.__name__ = model_class.__name__
+    SpanModel.__module__ = model_class.__module__
+    SpanModel.config_class = model_class.config_class
     return SpanModel
 
 
@@ -158,7 +160,7 @@ def _prune(model: Any, anatomy: Anatomy, start: int, end: int) -> None:
 def _find_blocks(model: nn.Module, num_blocks: int, family: str) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_blocks:
-            return name
+            return str(name)
     raise UnsupportedModel(family, f"its class has no list of {num_blocks} blocks")
 
 

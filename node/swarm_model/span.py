@@ -1,7 +1,7 @@
 """A span of a model's blocks, ready to compute: token ids or hidden states in, hidden states or sampled tokens out.
 
 Owns the loaded modules, the KV pool and the page tables of all sessions. Knows neither network nor money nor who asks:
-the node's compute thread calls `forward`, one batch at a time, and `drop`. How a step goes: check each chunk and reserve
+the node's compute thread calls `forward`, one batch at a time, and `drop`. A step: check each chunk and reserve
 its pages; pack the accepted ones into one step; send it through the blocks; sample the rows that ask for it.
 
 What fails, fails alone: a chunk that cannot be computed gets its ModelError in its place of the returned list, its
@@ -213,7 +213,7 @@ class Span:
         ends = [step.stretches[number].offset + counts[number] - 1 for number in asking]
         result = self._driver.run(inputs, step, torch.tensor(ends, dtype=torch.int64, device=self._device))
         if not self._last:
-            for place, rows in zip(places, result.split(counts), strict=True):
+            for place, rows in zip(places, torch.split(result, counts), strict=True):
                 outputs[place] = rows
         elif asking:
             logits = result.float().cpu().numpy()  # [asking, vocabulary]

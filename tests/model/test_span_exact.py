@@ -1,0 +1,120 @@
+"""Spans against plain transformers: the same ids in float32 however the model is split and whoever shares the batch."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
+from swarm_model.span import SessionKey
+from tests.model.families import BLOCKS, FAMILIES, VOCABULARY, load_reference, load_spans
+from tests.model.sessions import Session, random_cuts, run_sessions
+
+NEW_TOKENS = 12
+CLOSE = 1e-4  # reference logits nearer than this may come out in either order
+CASES = [(family, hops) for family in FAMILIES for hops in range(1, BLOCKS + 1)]
+
+
+def make_sessions(rng: random.Random, count: int, sampling: Sampling) -> list[Session]:
+    return [
+        Session(
+            SessionKey(f"session {number}".encode()),
+            [rng.randrange(3, VOCABULARY) for _ in range(rng.randint(1, 60))],
+            NEW_TOKENS,
+            sampling,
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("family", "hops"), CASES)
+def test_greedy_ids_and_logits_are_those_of_transformers(
+    family: str, hops: int, checkpoint_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(f"{family} {hops}")
+    cuts = random_cuts(rng, BLOCKS, hops)
+    sessions = make_sessions(rng, 16 if hops > 1 else 1, Sampling(top_logprobs=MAX_TOP_LOGPROBS))
+
+    run_sessions(load_spans(checkpoint_of(family), cuts), sessions, rng)
+
+    reference = load_reference(checkpoint_of(family), torch.float32)
+    near_ties = 0
+    for session in sessions:
+        with torch.inference_mode():
+            logits = reference(torch.tensor([session.ids[:-1]]), use_cache=False).logits[0, len(session.prompt) - 1 :]
+        for row, sampled in zip(logits, session.sampled, strict=True):
+            best = row.topk(2)
+            if sampled.token != int(best.indices[0]):
+                gap = float(best.values[0] - best.values[1])
+                assert gap < CLOSE, (
+                    f"{family} cut at {cuts}: {sampled.token} where {int(best.indices[0])} leads by {gap}"
+                )
+                near_ties += 1
+                break  # from here on the texts differ rightly
+            tokens = torch.tensor([token for token, _ in sampled.top])
+            ours = torch.tensor([logprob for _, logprob in sampled.top])
+            error = (ours - row.log_softmax(-1)[tokens]).abs().max() / row.abs().max()
+            assert error < 1e-5
+    if near_ties:
+        with capsys.disabled():
+            print(f"\n{family} cut at {cuts}: {near_ties} ids differ where two logits are within {CLOSE}")
+    assert near_ties <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_ids_are_those_of_generate(family: str, checkpoint_of: Callable[[str], Path]) -> None:
+    rng = random.Random(family)
+    (session,) = make_sessions(rng, 1, Sampling())
+
+    run_sessions(load_spans(checkpoint_of(family), [0, 2, BLOCKS]), [session], rng)
+
+    reference = load_reference(checkpoint_of(family), torch.float32)
+    wanted = reference.generate(
+        torch.tensor([session.prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None
+    )
+    assert session.ids == wanted[0].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_seeded_samples_do_not_depend_on_split_or_batch(family: str, checkpoint_of: Callable[[str], Path]) -> None:
+    sampling = Sampling(temperature=0.8, top_k=40, top_p=0.95, min_p=0.01, repetition_penalty=1.2, seed=7)
+    alone, crowd = (make_sessions(random.Random("prompts"), 6, sampling) for _ in range(2))
+
+    whole = load_spans(checkpoint_of(family), [0, BLOCKS])
+    for session in alone:
+        run_sessions(whole, [session], random.Random(1), cuts=False)
+    run_sessions(load_spans(checkpoint_of(family), [0, 1, 4, BLOCKS]), crowd, random.Random(2))
+
+    assert [session.ids for session in crowd] == [session.ids for session in alone]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_errs_no_more_than_transformers_does(family: str, checkpoint_of: Callable[[str], Path]) -> None:
+    """Errors are taken from the same bfloat16 weights computed in float32."""
+    rng = random.Random(f"bf16 {family}")
+    sessions = make_sessions(rng, 8, Sampling(top_logprobs=MAX_TOP_LOGPROBS))
+    run_sessions(load_spans(checkpoint_of(family), [0, 2, 4, BLOCKS], dtype=torch.bfloat16), sessions, rng)
+
+    attentions = ["eager"] if family == "gemma2" else ["eager", "sdpa"]  # SDPA has no softcap
+    truth = load_reference(checkpoint_of(family), torch.bfloat16).float()
+    load_reference.cache_clear()  # `float` changed the cached model itself
+    theirs = [load_reference(checkpoint_of(family), torch.bfloat16, attention) for attention in attentions]
+    our_errors, their_errors = [], [[] for _ in theirs]
+    for session in sessions:
+        ids = torch.tensor([session.ids[:-1]])
+        tokens = torch.tensor([[token for token, _ in sampled.top] for sampled in session.sampled])
+
+        def logprobs(model: torch.nn.Module, ids: torch.Tensor = ids, tokens: torch.Tensor = tokens) -> torch.Tensor:
+            with torch.inference_mode():
+                logits = model(ids, use_cache=False).logits[0, -len(tokens) :]
+            return logits.float().log_softmax(-1).gather(1, tokens)
+
+        exact = logprobs(truth)
+        ours = torch.tensor([[logprob for _, logprob in sampled.top] for sampled in session.sampled])
+        our_errors.append((ours - exact).square())
+        for errors, model in zip(their_errors, theirs, strict=True):
+            errors.append((logprobs(model) - exact).square())
+    allowed = max(torch.cat(errors).mean().sqrt() for errors in their_errors)
+    assert torch.cat(our_errors).mean().sqrt() <= 1.25 * allowed
