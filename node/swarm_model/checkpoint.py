@@ -66,6 +66,16 @@ class Checkpoint:
         checkpoint.raw_config  # noqa: B018  a broken configuration is reported here, not in the middle of loading
         return checkpoint
 
+    @property
+    def name(self) -> str:
+        """What people call the model: its id on the hub, or its folder's name."""
+        return self.source if self._commit is not None else self.directory.name
+
+    @property
+    def commit(self) -> str:
+        """The hub's commit, empty for a local folder."""
+        return self._commit or ""
+
     @cached_property
     def raw_config(self) -> dict[str, Any]:
         """config.json as it stands."""

@@ -9,7 +9,6 @@ import inspect
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,15 +91,13 @@ def config_show(*, config: Config = None, as_json: Json = False, **flags: str | 
 def status(node: NodeName = "", as_json: Json = False) -> None:
     """Show the nodes that run on this machine."""
     with _Errors(as_json):
-        from swarm_node.operator import ask_status
+        from swarm_node.operator import ask_all, status_table
 
-        rows = [asyncio.run(ask_status(found)) for found in _running(node)]
+        rows = asyncio.run(ask_all(_running(node)))
         if as_json:
             print(json.dumps(rows))
             return
         from rich.console import Console
-
-        from swarm_node.operator import status_table
 
         Console().print(status_table(rows))
 
@@ -167,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

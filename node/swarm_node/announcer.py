@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from random import Random
 
 from swarm_net.directory import Directory
-
 from swarm_net.errors import NetError
+from swarm_net.identity import Identity
 from swarm_net.links import Clock
 from swarm_net.messages import Load, ModelId
-from swarm_net.records import Record, Signer, State, sign
+from swarm_net.records import Record, State, sign
 from swarm_node.executor import SpanFacts
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Announcer:
         self,
         announcement: Announcement,
         *,
-        identity: Signer,
+        identity: Identity,
         directory: Directory,
         libp2p: Callable[[], tuple[str, ...]],
         load: Callable[[], Load],

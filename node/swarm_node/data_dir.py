@@ -63,9 +63,9 @@ class DataDir:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def identity_file(self) -> Path:
-        return self.path / IDENTITY
+    def identity_file(self, setting: str) -> Path:
+        """The node's key: the one set, else its own."""
+        return (Path(setting).expanduser() if setting else self.path / IDENTITY).resolve()
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Tell others on this machine what runs here; whole or not at all."""

@@ -146,7 +146,7 @@ class SessionTable:
             0.0 <= sampling.temperature <= 100.0
             and 0.0 < sampling.top_p <= 1.0
             and 0.0 <= sampling.min_p <= 1.0
-            and 0.0 < sampling.repetition_penalty <= 100.0
+            and 0.01 <= sampling.repetition_penalty <= 100.0
         )
         if not in_range:  # also what is not a number
             raise BadStep(reason="sampling values out of range")

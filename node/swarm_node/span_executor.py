@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
 
 from swarm_model.errors import ModelError
 from swarm_model.sampling_params import Sampling
+from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
 from swarm_net.messages import SamplingSpec
 from swarm_net.session_errors import ComputeFailed
 from swarm_node.executor import Draw, Drawn, Output, Piece, SpanFacts
@@ -46,7 +46,7 @@ class SpanExecutor:
     def run(self, pieces: Sequence[Piece]) -> list[Output]:
         """Run one batch; see Executor."""
         chunks = [self._chunk(piece) for piece in pieces]
-        return [self._output(output) for output in self._span.forward(chunks, blocks=pieces[0].blocks)]
+        return [_output(output) for output in self._span.forward(chunks, blocks=pieces[0].blocks)]
 
     def drop(self, session: bytes) -> None:
         """Forget a session."""
@@ -60,14 +60,15 @@ class SpanExecutor:
             inputs = flat.view(piece.count, -1)  # [count, hidden]
         return Chunk(SessionKey(piece.session), piece.position, inputs, _request(piece.draw))
 
-    def _output(self, output: torch.Tensor | Sampled | ModelError | None) -> Output:
-        if isinstance(output, torch.Tensor):
-            return memoryview(output.contiguous().cpu().view(torch.uint8).numpy()).cast("B")
-        if isinstance(output, Sampled):
-            return Drawn(output.token, output.logprob, output.top)
-        if isinstance(output, ModelError):
-            return ComputeFailed(reason=str(output))  # the node's checks should have caught it
-        return None
+
+def _output(output: torch.Tensor | Sampled | ModelError | None) -> Output:
+    if isinstance(output, torch.Tensor):
+        return output.contiguous().cpu().view(torch.uint8).numpy().data.cast("B")
+    if isinstance(output, Sampled):
+        return Drawn(output.token, output.logprob, output.top)
+    if isinstance(output, ModelError):
+        return ComputeFailed(reason=str(output))  # the node's checks should have caught it
+    return None
 
 
 def _request(draw: Draw | None) -> SampleRequest | None:
@@ -83,7 +84,6 @@ def sampling_of(spec: SamplingSpec) -> Sampling:
         min_p=spec.min_p,
         repetition_penalty=spec.repetition_penalty,
         seed=spec.seed,
-        logprobs=spec.logprobs,
         top_logprobs=spec.top_logprobs,
     )
 

@@ -1,0 +1,80 @@
+"""How the operator asks a running node: over a link of its own, with its own key.
+
+Owns the status service and its asker. Whoever holds the node's identity file is its operator: the asker dials the node
+as the node itself, and the service answers nobody else.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from swarm_net.clocks import SystemClock
+from swarm_net.direct import DirectTransport
+from swarm_net.endpoint import Endpoint
+from swarm_net.errors import NetError
+from swarm_net.identity import Identity
+from swarm_net.links import Body, Link
+from swarm_net.messages import Message, Rpc, RpcReply
+from swarm_net.session_errors import Unsupported
+from swarm_node.data_dir import RunningNode
+
+SERVICE, STATUS = "operator", "status"
+TIMEOUT_S = 5.0
+
+
+def serve_operator(endpoint: Endpoint, status: Callable[[], dict[str, Any]]) -> None:
+    """Answer the node's own operator."""
+
+    async def answer(link: Link, message: Rpc) -> tuple[Message, Body]:
+        if link.peer != endpoint.peer or (message.service, message.method) != (SERVICE, STATUS):
+            raise Unsupported(feature=f"{message.service}.{message.method}")
+        return RpcReply(request=0), json.dumps(status()).encode()
+
+    endpoint.serve(Rpc, answer)
+
+
+async def ask_status(node: RunningNode) -> dict[str, Any]:
+    """Return what a node tells of itself; with `error` where it does not answer."""
+    identity = Identity.load_or_create(node.identity_file)
+    clock = SystemClock()
+    endpoint = Endpoint(peer=identity.peer_id, transport=DirectTransport(identity, clock), clock=clock)
+    known = {"node": node.name, "pid": node.pid, "data_dir": str(node.path)}
+    try:
+        link = await endpoint.dial(str(node.state["operator_address"]), TIMEOUT_S)
+        _, body = await endpoint.request(link, Rpc(request=0, service=SERVICE, method=STATUS), timeout_s=TIMEOUT_S)
+        return {**known, **json.loads(bytes(body))}
+    except NetError as error:
+        return {**known, "error": str(error)}
+    finally:
+        await endpoint.close()
+
+
+async def ask_all(nodes: Sequence[RunningNode]) -> list[dict[str, Any]]:
+    """Ask several nodes at once."""
+    return list(await asyncio.gather(*(ask_status(node) for node in nodes)))
+
+
+def status_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Show nodes to people."""
+    table = Table("node", "model", "blocks", "sessions", "busy", "KV used", "tokens", "tokens/s", "listening")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["node"], f"[red]{row['error']}[/]")
+            continue
+        start, end = row["blocks"]
+        used = 1 - row["kv_tokens_free"] / max(row["kv_tokens"], 1)
+        table.add_row(
+            row["node"],
+            row["model"],
+            f"{start}:{end} of {row['num_blocks']}",
+            str(row["sessions"]),
+            f"{row['busy']:.0%}",
+            f"{used:.0%}",
+            f"{row['tokens_computed']:,}",
+            f"{row['decode_tokens_per_s']:.0f}",
+            ", ".join(address.rsplit("/p2p/", 1)[0] for address in row["bootstrap"]),
+        )
+    return table

@@ -1,0 +1,212 @@
+"""The node program: builds a node from real parts, runs it until it is told to stop, and takes it apart in order.
+
+Owns the order of starting: first what fails fast (data directory, identity, checkpoint, port, bootstrap), then what
+takes long (the DHT daemon and loading the span, side by side). A signal cancels whatever is under way; what was built
+is taken apart in reverse, sessions first, so that their clients hear at once.
+"""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import logging
+import signal
+from contextlib import AsyncExitStack
+from random import Random
+from typing import Any
+
+from swarm_model.checkpoint import Checkpoint
+from swarm_net.clocks import SystemClock
+from swarm_net.direct import DirectTransport
+from swarm_net.directory import Directory, RemoteDirectory
+from swarm_net.discovery import DiscoveryService
+from swarm_net.endpoint import Endpoint
+from swarm_net.errors import BadRecord, NetError
+from swarm_net.identity import Identity
+from swarm_net.links import Link
+from swarm_net.manifest import Manifest, manifest_of
+from swarm_net.messages import ModelId
+from swarm_net.records import Record, open_record
+from swarm_node.announcer import Announcement, Announcer
+from swarm_node.compute import ComputeThread
+from swarm_node.data_dir import DataDir, default_base
+from swarm_node.errors import BadSetting
+from swarm_node.joining import announced, listen, reach
+from swarm_node.node import Node, NodeLimits
+from swarm_node.operator import serve_operator
+from swarm_node.reporting import JsonReporter, PeopleReporter, Reporter
+from swarm_node.scheduler import Scheduler
+from swarm_node.settings import Settings
+from swarm_node.span_choice import automatic_span, examine, fixed_span, in_thread, load
+
+FAREWELL_TIMEOUT_S = 1.0
+
+
+def main(settings: Settings, *, as_json: bool) -> None:
+    """Run a node until a signal stops it; raises what a person can act on."""
+    if not settings.model:
+        raise BadSetting("model", "", "nowhere", "say what to serve: --model with a directory or an id of the hub")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    reporter = JsonReporter() if as_json else PeopleReporter()
+    with asyncio.Runner(loop_factory=_event_loop) as runner:
+        runner.run(_until_signal(settings, reporter))
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # not made for this system
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+async def _until_signal(settings: Settings, reporter: Reporter) -> None:
+    serving = asyncio.current_task()
+    assert serving is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await _serve(settings, reporter)
+
+
+async def _serve(settings: Settings, reporter: Reporter) -> None:
+    clock, rng = SystemClock(), Random()  # noqa: S311 (jitter and ties)
+    async with AsyncExitStack() as stack:
+        data_dir = DataDir.claim(settings.data_dir, default_base())
+        stack.callback(data_dir.close)
+        identity_file = data_dir.identity_file(settings.identity)
+        identity = Identity.load_or_create(identity_file)
+        reporter.event("starting", model=settings.model, data_dir=str(data_dir.path), peer_id=identity.peer_id)
+
+        checkpoint = await in_thread(
+            lambda: Checkpoint.open(settings.model, revision=settings.revision or None), "open checkpoint"
+        )
+        endpoint = Endpoint(peer=identity.peer_id, transport=DirectTransport(identity, clock), clock=clock)
+        stack.push_async_callback(endpoint.close)
+        listener = await listen(endpoint, settings.listen)
+        addresses = announced(listener, identity.peer_id, settings.announce)
+        bootstrap = await reach(endpoint, settings.bootstrap)
+        if bootstrap:
+            reporter.event("joined", bootstrap=[link.remote_addresses[0] for link in bootstrap])
+
+        manifest = await in_thread(lambda: manifest_of(checkpoint.directory, commit=checkpoint.commit), "read manifest")
+        hardware = await in_thread(lambda: examine(settings, checkpoint), "import torch")
+        span = fixed_span(settings.blocks, manifest.num_blocks)
+        if span is None:
+            records = await _records(RemoteDirectory(endpoint, settings.bootstrap), manifest, clock)
+            span = automatic_span(settings, checkpoint, hardware, records, rng)
+        reporter.event(
+            "span",
+            blocks=list(span),
+            num_blocks=manifest.num_blocks,
+            dtype=hardware.dtype_name,
+            device=str(hardware.device),
+            threads=hardware.threads,
+        )
+        directory = await _directory(settings, identity, data_dir, bootstrap, endpoint, reporter)
+        stack.push_async_callback(directory.close)
+        executor, rates = await in_thread(lambda: load(settings, checkpoint, span, hardware, reporter), "load span")
+
+        model = ModelId(name=checkpoint.name, revision=manifest.revision)
+        files = {manifest.revision: (manifest.encode(), checkpoint.directory)}
+        discovery = DiscoveryService(endpoint, directory, clock=clock, files=files)
+        stack.push_async_callback(discovery.close)
+        node = Node(
+            endpoint=endpoint,
+            compute=ComputeThread(executor, Scheduler(), clock),
+            facts=executor.facts,
+            model=model,
+            clock=clock,
+            limits=NodeLimits(idle_timeout_s=settings.idle_timeout),
+        )
+        announcer = Announcer(
+            Announcement(
+                model=model,
+                facts=executor.facts,
+                addresses=addresses,
+                prefill_tokens_per_s=rates.prefill_tokens_per_s,
+                decode_tokens_per_s=rates.decode_tokens_per_s,
+                software=f"swarm-inference/{importlib.metadata.version('swarm-inference')}",
+                region=settings.region,
+            ),
+            identity=identity,
+            directory=directory,
+            libp2p=lambda: tuple(getattr(directory, "addresses", ())),
+            load=node.load,
+            clock=clock,
+            rng=rng,
+        )
+        await stack.enter_async_context(node)
+        stack.push_async_callback(_say_goodbye, node, announcer, reporter)
+        await announcer.publish()
+
+        ready: dict[str, Any] = {
+            "peer_id": identity.peer_id,
+            "model": model.name,
+            "revision": model.revision,
+            "source": settings.model,
+            "blocks": list(span),
+            "num_blocks": manifest.num_blocks,
+            "dtype": executor.facts.dtype,
+            "bootstrap": list(addresses),
+            "kv_tokens": executor.facts.kv_tokens,
+            "weight_bytes": executor.facts.weight_bytes,
+            "prefill_tokens_per_s": round(rates.prefill_tokens_per_s, 1),
+            "decode_tokens_per_s": round(rates.decode_tokens_per_s, 1),
+        }
+        serve_operator(endpoint, lambda: {**ready, **_activity(node)})
+        data_dir.write_state(
+            {**ready, "identity": str(identity_file), "operator_address": _own_address(listener.addresses[0])}
+        )
+        reporter.event("ready", **ready)
+        await announcer.run()
+
+
+def _own_address(listening: str) -> str:
+    """Where this machine itself reaches the listener."""
+    return listening.replace("/ip4/0.0.0.0/", "/ip4/127.0.0.1/").replace("/ip6/::/", "/ip6/::1/")
+
+
+def _activity(node: Node) -> dict[str, Any]:
+    load = node.load()
+    return {
+        "sessions": load.sessions,
+        "busy": round(load.busy, 3),
+        "kv_tokens_free": load.kv_tokens_free,
+        "sessions_served": node.served.sessions,
+        "sessions_failed": node.served.failed,
+        "tokens_computed": node.served.tokens,
+    }
+
+
+async def _say_goodbye(node: Node, announcer: Announcer, reporter: Reporter) -> None:
+    """End the sessions, tell the swarm, tell the operator."""
+    reporter.event("stopping", sessions=len(node.table.sessions))
+    node.drain()
+    await announcer.publish("draining", timeout_s=FAREWELL_TIMEOUT_S)
+    reporter.event("stopped", sessions=node.served.sessions, tokens=node.served.tokens)
+
+
+async def _records(directory: Directory, manifest: Manifest, clock: SystemClock) -> list[Record]:
+    """What the swarm serves of a model already; nothing, for the first node of a swarm."""
+    try:
+        answers = await directory.lookup(manifest.revision)
+    except NetError:
+        return []
+    records = []
+    for signed in answers:
+        with contextlib.suppress(BadRecord):
+            records.append(open_record(signed, clock.wall_ns()))
+    return records
+
+
+async def _directory(
+    settings: Settings,
+    identity: Identity,
+    data_dir: DataDir,
+    bootstrap: list[Link],
+    endpoint: Endpoint,
+    reporter: Reporter,
+) -> Directory:
+    """The DHT, or where it cannot run, the directory of the bootstrap nodes."""
+    raise NotImplementedError

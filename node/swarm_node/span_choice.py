@@ -1,0 +1,136 @@
+"""Which span a node serves, and getting it into memory.
+
+Owns `--blocks`: a span as given, or what fits this machine and what the swarm lacks most. Loading runs in a thread of
+its own, so that the node stays reachable and a signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, TypeVar
+
+from swarm_model.checkpoint import Checkpoint
+from swarm_model.sizing import DtypeName, weight_sizes
+from swarm_net.placement import choose_span
+from swarm_net.records import Record
+from swarm_node.errors import BadBlocks, NothingToServe
+from swarm_node.reporting import Reporter
+from swarm_node.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from swarm_model.span import LoadProgress
+    from swarm_node.span_executor import Rates, SpanExecutor
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where and how a node computes, all `auto` resolved."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+    free_memory_bytes: int
+
+    @property
+    def dtype_name(self) -> DtypeName:
+        return str(self.dtype).removeprefix("torch.")  # type: ignore[return-value]
+
+
+def examine(settings: Settings, checkpoint: Checkpoint) -> Hardware:
+    """Resolve device, number format and threads; imports torch, so call it in a thread."""
+    from swarm_node import hardware
+
+    device = hardware.choose_device(settings.device)
+    return Hardware(
+        device,
+        hardware.choose_dtype(settings.dtype, device, str(checkpoint.raw_config.get("dtype") or "bfloat16")),
+        hardware.choose_threads(settings.threads),
+        hardware.free_memory_bytes(device),
+    )
+
+
+def fixed_span(setting: str, num_blocks: int) -> tuple[int, int] | None:
+    """Read --blocks; None for auto. Raises BadBlocks."""
+    if setting == "auto":
+        return None
+    start, end = (int(part) for part in setting.split(":"))
+    if not 0 <= start < end <= num_blocks:
+        raise BadBlocks(start, end, num_blocks)
+    return start, end
+
+
+def automatic_span(
+    settings: Settings, checkpoint: Checkpoint, hardware: Hardware, records: Sequence[Record], rng: Random
+) -> tuple[int, int]:
+    """Choose as many blocks as fit beside the KV, where the swarm needs them most. Raises NothingToServe."""
+    sizes = weight_sizes(checkpoint, hardware.dtype_name)
+    room = hardware.free_memory_bytes - settings.kv_memory - sizes.first_edge - sizes.last_edge
+    blocks = max(sizes.blocks)
+    if room < blocks:
+        needed = settings.kv_memory + sizes.first_edge + sizes.last_edge + blocks
+        raise NothingToServe(needed, hardware.free_memory_bytes)
+    capacity = min(room // blocks, len(sizes.blocks))
+    rates = [record.decode_tokens_per_s for record in records if record.decode_tokens_per_s > 0]
+    mean_rate = sum(rates) / len(rates) if rates else 1.0
+    return choose_span(records, len(sizes.blocks), capacity, mean_rate, rng)
+
+
+def load(
+    settings: Settings, checkpoint: Checkpoint, span: tuple[int, int], hardware: Hardware, reporter: Reporter
+) -> tuple[SpanExecutor, Rates]:
+    """Load a span and measure it; imports torch and takes long, so call it in a thread."""
+    import torch
+
+    from swarm_model.span import Span
+    from swarm_node.span_executor import SpanExecutor, measure
+
+    torch.set_num_threads(hardware.threads)
+    with reporter.progress(f"blocks {span[0]}:{span[1]}") as advance:
+
+        def show(progress: LoadProgress) -> None:
+            if progress.unit == "bytes":
+                advance(progress.done, progress.total)
+
+        loaded = Span.load(
+            checkpoint,
+            *span,
+            device=hardware.device,
+            dtype=hardware.dtype,
+            kv_bytes=settings.kv_memory,
+            on_progress=show,
+        )
+    executor = SpanExecutor(loaded)
+    return executor, measure(executor)
+
+
+async def in_thread(work: Callable[[], _T], name: str) -> _T:
+    """Run blocking work in a daemon thread: unlike a pool's, it does not hold up the end of the program."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if done.cancelled():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            result, error = work(), None
+        except BaseException as raised:
+            result, error = None, raised
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await done
