@@ -5,11 +5,9 @@ Called by `program.py` while a node starts.
 
 import asyncio
 import contextlib
-import ipaddress
-import socket
 from collections.abc import Sequence
 
-from swarm_net.addresses import address_of, parse_address
+from swarm_net.addresses import address_of
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import NetError, PortInUse
 from swarm_net.links import Link, Listener, PeerId
@@ -17,7 +15,7 @@ from swarm_node.errors import BadSetting, BootstrapFailed
 
 FIRST_PORT, LAST_PORT = 31330, 31429  # of the default listener
 BOOTSTRAP_TIMEOUT_S = 5.0
-WILDCARDS = ("0.0.0.0", "::")  # noqa: S104
+ALL_INTERFACES = "0.0.0.0"  # noqa: S104 (a node is there to be reached)
 
 
 def split_host_port(text: str) -> tuple[str, int]:
@@ -35,28 +33,15 @@ async def listen(endpoint: Endpoint, setting: str) -> Listener:
         return await endpoint.listen(host, port)
     for port in range(FIRST_PORT, LAST_PORT):
         with contextlib.suppress(PortInUse):
-            return await endpoint.listen(WILDCARDS[0], port)
-    return await endpoint.listen(WILDCARDS[0], LAST_PORT)
+            return await endpoint.listen(ALL_INTERFACES, port)
+    return await endpoint.listen(ALL_INTERFACES, LAST_PORT)
 
 
 def announced(listener: Listener, peer: PeerId, setting: str) -> tuple[str, ...]:
-    """The addresses to tell others: the one set, else where we listen, a wildcard as this machine's main address."""
+    """The addresses to tell others: the one set, else where we listen."""
     if setting:
         return (str(address_of(*split_host_port(setting), peer)),)
-    places = [parse_address(address) for address in listener.addresses]
-    return tuple(
-        str(address_of(main_address() if place.host in WILDCARDS else place.host, place.port, peer)) for place in places
-    )
-
-
-def main_address() -> str:
-    """The address from which this machine would reach others; nothing is sent to find it out."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # RFC 5737: an address that is nobody's
-        host: str = probe.getsockname()[0]
-        if not ipaddress.ip_address(host).is_unspecified:
-            return host
-    return "127.0.0.1"
+    return listener.addresses
 
 
 async def reach(endpoint: Endpoint, bootstrap: Sequence[str]) -> list[Link]:

@@ -81,10 +81,11 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         checkpoint = await in_thread(
             lambda: Checkpoint.open(settings.model, revision=settings.revision or None), "open checkpoint"
         )
-        endpoint = Endpoint(peer=identity.peer_id, transport=DirectTransport(identity, clock), clock=clock)
+        transport = DirectTransport(identity, clock)
+        endpoint = Endpoint(peer=identity.peer_id, transport=transport, clock=clock)
         stack.push_async_callback(endpoint.close)
         listener = await listen(endpoint, settings.listen)
-        addresses = announced(listener, identity.peer_id, settings.announce)
+        addresses = transport.announced = announced(listener, identity.peer_id, settings.announce)
         bootstrap = await reach(endpoint, settings.bootstrap)
         if bootstrap:
             reporter.event("joined", bootstrap=[link.remote_addresses[0] for link in bootstrap])
@@ -155,16 +156,9 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             "decode_tokens_per_s": round(rates.decode_tokens_per_s, 1),
         }
         serve_operator(endpoint, lambda: {**ready, **_activity(node)})
-        data_dir.write_state(
-            {**ready, "identity": str(identity_file), "operator_address": _own_address(listener.addresses[0])}
-        )
+        data_dir.write_state({**ready, "identity": str(identity_file), "operator_address": listener.addresses[-1]})
         reporter.event("ready", **ready)
         await announcer.run()
-
-
-def _own_address(listening: str) -> str:
-    """Where this machine itself reaches the listener."""
-    return listening.replace("/ip4/0.0.0.0/", "/ip4/127.0.0.1/").replace("/ip6/::/", "/ip6/::1/")
 
 
 def _activity(node: Node) -> dict[str, Any]:
