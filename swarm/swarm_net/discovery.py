@@ -1,0 +1,224 @@
+"""A node's answers to those who look for something: records, models, a model's small files; and the door for records.
+
+Owns the service behind the messages Lookup, Publish, Models and Fetch. What is asked of the directory is remembered for
+a moment, so that a burst of clients costs the DHT one search. Only a model's manifest and the files that it lists are
+ever served, whatever name is asked for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from swarm_net.directory import Directory
+from swarm_net.endpoint import Endpoint
+from swarm_net.errors import BadRecord, NetError
+from swarm_net.links import Body, Clock, Link, PeerId
+from swarm_net.manifest import MAX_FILE_BYTES, SERVED_FILES, open_manifest
+from swarm_net.messages import (
+    MAX_RECORDS,
+    Fetch,
+    File,
+    Lookup,
+    Message,
+    ModelList,
+    Models,
+    ModelSummary,
+    Publish,
+    Published,
+    Records,
+    SignedRecord,
+)
+from swarm_net.records import Record, open_record
+from swarm_net.tasks import TaskScope
+
+REMEMBER_S = 1.0
+MAX_REMEMBERED = 256  # revisions; the oldest is forgotten
+MAX_REPLY_BYTES = 48 * 1024  # of records or summaries: a frame's header must hold them
+MAX_PUBLISHES = 60  # a peer and minute
+SEARCHES_AT_ONCE = 16
+FILES_AT_ONCE = 4
+
+_RECORD_OVERHEAD_BYTES = 128  # key, signature and the names of the three
+_log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class DiscoveryService:
+    """Answers Lookup, Publish, Models and Fetch on an endpoint.
+
+    `files` maps each revision that this node has to its manifest's bytes and its directory; it may change later.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, directory: Directory, *, clock: Clock, files: Mapping[str, tuple[bytes, Path]]
+    ) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._files = files
+        self._tasks = TaskScope()
+        self._found: _Remembering[list[tuple[Record, SignedRecord]]] = _Remembering(clock, self._tasks)
+        self._served: _Remembering[list[ModelSummary]] = _Remembering(clock, self._tasks)
+        self._publishes: dict[PeerId, int] = {}  # in the running minute
+        self._minute = 0
+        self._searching = asyncio.Semaphore(SEARCHES_AT_ONCE)
+        self._reading = asyncio.Semaphore(FILES_AT_ONCE)
+        endpoint.serve(Lookup, self._lookup)
+        endpoint.serve(Publish, self._publish)
+        endpoint.serve(Models, self._models)
+        endpoint.serve(Fetch, self._fetch)
+
+    async def close(self) -> None:
+        """Stop the searches that are running; the directory belongs to its owner."""
+        await self._tasks.close()
+
+    async def _lookup(self, link: Link, message: Lookup) -> tuple[Message, Body]:
+        found = await self._found.get(message.revision, lambda: self._search(message.revision))
+        first, last = message.blocks or (0, 2**31)
+        now_ns = self._clock.wall_ns()
+        live = [
+            (record, signed)
+            for record, signed in found
+            if record.expires_ns > now_ns and record.start < last and first < record.end
+        ]
+        # Another selection each time, so that who asks often or many nodes comes to know all.
+        salt = f"{link.peer}/{message.request}".encode()
+        return Records(request=0, records=_that_fit(live, salt)), b""
+
+    async def _search(self, revision: str) -> list[tuple[Record, SignedRecord]]:
+        async with self._searching:
+            answers = await self._directory.lookup(revision)
+        now_ns = self._clock.wall_ns()
+        found = []
+        for signed in answers:
+            try:
+                found.append((open_record(signed, now_ns), signed))
+            except BadRecord as error:
+                _log.debug("record dropped reason=%s", error)
+        return found
+
+    async def _publish(self, link: Link, message: Publish) -> tuple[Message, Body]:
+        if not self._may_publish(link.peer):
+            return Published(request=0, stored=False, reason=f"more than {MAX_PUBLISHES} records a minute"), b""
+        try:
+            record = open_record(message.record, self._clock.wall_ns())
+            await self._directory.publish(message.record)
+        except BadRecord as error:
+            return Published(request=0, stored=False, reason=error.reason), b""
+        self._found.forget(record.model.revision)
+        self._served.forget("")
+        return Published(request=0), b""
+
+    def _may_publish(self, peer: PeerId) -> bool:
+        minute = int(self._clock.monotonic() // 60)
+        if minute != self._minute:
+            self._minute, self._publishes = minute, {}
+        self._publishes[peer] = self._publishes.get(peer, 0) + 1
+        return self._publishes[peer] <= MAX_PUBLISHES
+
+    async def _models(self, link: Link, message: Models) -> tuple[Message, Body]:
+        summaries = await self._served.get("", self._directory.models)
+        fitting, size = [], 0
+        for summary in summaries:
+            size += len(msgspec.msgpack.encode(summary))
+            if size > MAX_REPLY_BYTES:
+                break
+            fitting.append(summary)
+        return ModelList(request=0, models=tuple(fitting)), b""
+
+    async def _fetch(self, link: Link, message: Fetch) -> tuple[Message, Body]:
+        if message.revision not in self._files:
+            return File(request=0, found=False), b""
+        manifest, directory = self._files[message.revision]
+        if not message.name:
+            return File(request=0), manifest
+        if message.name not in SERVED_FILES or message.name not in open_manifest(manifest, message.revision).files:
+            return File(request=0, found=False), b""
+        async with self._reading:
+            content = await asyncio.to_thread(_read, directory / message.name)
+        return File(request=0, found=content is not None), content or b""
+
+
+def _that_fit(found: list[tuple[Record, SignedRecord]], salt: bytes) -> tuple[SignedRecord, ...]:
+    """Return what a reply has room for, in an order drawn from the salt, but first what covers every block once."""
+    drawn = sorted(found, key=lambda pair: sha256(salt + pair[1].key).digest())
+    covered: set[int] = set()
+    covering: list[SignedRecord] = []
+    rest: list[SignedRecord] = []
+    for record, signed in drawn:
+        blocks = set(range(record.start, record.end))
+        if record.state == "online" and blocks - covered:
+            covering.append(signed)
+            covered |= blocks
+        else:
+            rest.append(signed)
+    fitting: list[SignedRecord] = []
+    room = MAX_REPLY_BYTES
+    for signed in (covering + rest)[:MAX_RECORDS]:
+        room -= len(signed.body) + _RECORD_OVERHEAD_BYTES
+        if room < 0:
+            break
+        fitting.append(signed)
+    return tuple(fitting)
+
+
+def _read(path: Path) -> bytes | None:
+    """Return a file's content; None if it cannot be read any more or has grown beyond what is served."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        _log.warning("a model's file cannot be read file=%s reason=%s", path, error)
+        return None
+    return content if len(content) <= MAX_FILE_BYTES else None
+
+
+# -- remembering -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer(Generic[_T]):
+    task: asyncio.Task[_T | NetError]
+    asked_s: float
+
+
+class _Remembering(Generic[_T]):
+    """Answers of a slow source, each shared by all who ask within REMEMBER_S or while it is awaited."""
+
+    def __init__(self, clock: Clock, tasks: TaskScope) -> None:
+        self._clock = clock
+        self._tasks = tasks
+        self._answers: dict[str, _Answer[_T]] = {}
+
+    async def get(self, key: str, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Return the answer to `key`, asking for it if none is remembered; raises the NetError that asking raised."""
+        answer = self._answers.get(key)
+        now_s = self._clock.monotonic()
+        if answer is None or (answer.task.done() and now_s - answer.asked_s >= REMEMBER_S):
+            self.forget(key)
+            while len(self._answers) >= MAX_REMEMBERED:
+                self.forget(next(iter(self._answers)))
+            answer = _Answer(self._tasks.start(_outcome(ask), name=f"ask {key[:12]}"), now_s)
+            self._answers[key] = answer
+        outcome = await asyncio.shield(answer.task)
+        if isinstance(outcome, NetError):
+            raise outcome
+        return outcome
+
+    def forget(self, key: str) -> None:
+        """Ask anew next time."""
+        self._answers.pop(key, None)
+
+
+async def _outcome(ask: Callable[[], Awaitable[_T]]) -> _T | NetError:
+    """Return what asking gave, be it an error: a task whose exception nobody awaited would be logged as lost."""
+    try:
+        return await ask()
+    except NetError as error:
+        return error
