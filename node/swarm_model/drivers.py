@@ -7,7 +7,8 @@ while OwnForward ran. load_checks.py decides which one serves. Called by span.py
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,14 +20,23 @@ from swarm_model.errors import UnsupportedModel
 from swarm_model.step import Step
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some of a span's blocks, `[enter, leave)` counted from its first one."""
+
+    enter: int
+    leave: int
+
+
 class Driver(Protocol):
     """Sends one packed step through a span."""
 
-    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor) -> torch.Tensor:
-        """Compute a step whose KV slots are reserved.
+    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor, part: Part | None = None) -> torch.Tensor:
+        """Compute a step whose KV slots are reserved, through all blocks or a part of them.
 
-        `inputs` is `[tokens]` ids on the first span, else `[tokens, hidden]`. Returns hidden states `[tokens, hidden]`,
-        or on the last span, where `rows` says which tokens' logits are wanted, those: `[rows, vocabulary]`.
+        `inputs` is `[tokens]` ids where the model begins, else `[tokens, hidden]`. Returns hidden states
+        `[tokens, hidden]`, or where the model ends and `rows` says which tokens' logits are wanted, those:
+        `[rows, vocabulary]`.
         """
         ...
 
@@ -46,31 +56,35 @@ class OwnForward:
             raise UnsupportedModel(family, "its forward takes no position_ids, past_key_values or inputs_embeds")
         self._blocks = blocks
 
-    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor) -> torch.Tensor:
+    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor, part: Part | None = None) -> torch.Tensor:
+        part = part or Part(0, len(self._blocks))
+        first, last = self._first and part.enter == 0, self._last and part.leave == len(self._blocks)
         self._cache.step = step
         arguments: dict[str, Any] = {
-            "input_ids" if self._first else "inputs_embeds": inputs[None],
+            "input_ids" if first else "inputs_embeds": inputs[None],
             "position_ids": step.positions,
             "past_key_values": self._cache,
             "use_cache": True,
         }
         self._inputs = inputs[None]
-        hooks = [self._blocks[-1].register_forward_hook(self._catch_output)]
-        if not self._first:
-            hooks.append(self._blocks[0].register_forward_pre_hook(self._put_inputs, with_kwargs=True))
-        try:
-            if self._last:
-                # 0 keeps all rows; where none is wanted one is computed, since some heads cannot take an empty batch
-                keep = 0 if len(rows) == step.tokens else rows if len(rows) > 0 else 1
-                logits: torch.Tensor = self.model(**arguments, logits_to_keep=keep).logits[0]
-                return logits[: len(rows)]
-            self._base(**arguments)
-            assert self._output is not None
-            return self._output[0]
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self._inputs = self._output = None
+        with ExitStack() as changes:
+            for block in (*self._blocks[: part.enter], *self._blocks[part.leave :]):
+                changes.enter_context(_skipped(block))
+            leaving, entered = self._blocks[part.leave - 1], self._blocks[part.enter]
+            changes.callback(leaving.register_forward_hook(self._catch_output).remove)
+            if not first:
+                changes.callback(entered.register_forward_pre_hook(self._put_inputs, with_kwargs=True).remove)
+            try:
+                if last:
+                    # 0 keeps all rows; where none is wanted one is computed: some heads cannot take an empty batch
+                    keep = 0 if len(rows) == step.tokens else rows if len(rows) > 0 else 1
+                    logits: torch.Tensor = self.model(**arguments, logits_to_keep=keep).logits[0]
+                    return logits[: len(rows)]
+                self._base(**arguments)
+                assert self._output is not None
+                return self._output[0]
+            finally:
+                self._inputs = self._output = None
 
     def _put_inputs(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if args:
@@ -79,6 +93,20 @@ class OwnForward:
 
     def _catch_output(self, _: nn.Module, __: Any, output: Any) -> None:
         self._output = output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def _skipped(block: nn.Module) -> Iterator[None]:
+    """Have a block hand its input on."""
+
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        return args[0] if args else kwargs["hidden_states"]
+
+    block.forward = hand_on
+    try:
+        yield
+    finally:
+        del block.forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +157,11 @@ class Call:
     args: tuple[Source, ...]
     kwargs: tuple[tuple[str, Source], ...]
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it turns the step's token ids into hidden states."""
+        return Inputs() in self.args or any(source == Inputs() for _, source in self.kwargs)
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -144,13 +177,15 @@ class Recipe:
 class DirectForward:
     """Calls a span's modules as a recipe says, without the wrappers around them."""
 
-    def __init__(self, recipe: Recipe, cache: PagedKV, *, last: bool) -> None:
-        self._recipe, self._cache, self._last = recipe, cache, last
+    def __init__(self, recipe: Recipe, cache: PagedKV, *, first: bool, last: bool) -> None:
+        self._recipe, self._cache, self._first, self._last = recipe, cache, first, last
         # Blocks that take the same arguments share one dict, made once a step
         self._kinds = list(dict.fromkeys((call.args, call.kwargs) for call in recipe.blocks))
         self._blocks = [(call.module.forward, self._kinds.index((call.args, call.kwargs))) for call in recipe.blocks]
 
-    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor) -> torch.Tensor:
+    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor, part: Part | None = None) -> torch.Tensor:
+        part = part or Part(0, len(self._blocks))
+        embeds, last = self._first and part.enter == 0, self._last and part.leave == len(self._blocks)
         self._cache.step = step
         results: list[Any] = []
 
@@ -172,6 +207,9 @@ class DirectForward:
                     return tuple(value(item) for item in items)
 
         for call in self._recipe.before:
+            if self._first and not embeds and call.embeds:
+                results.append(inputs[None])
+                continue
             arguments = [value(source) for source in call.args]
             results.append(call.module.forward(*arguments, **{name: value(source) for name, source in call.kwargs}))
         hidden = value(self._recipe.hidden)  # [1, tokens, hidden]
@@ -179,13 +217,13 @@ class DirectForward:
             ([value(source) for source in args], {name: value(source) for name, source in kwargs})
             for args, kwargs in self._kinds
         ]
-        for forward, kind in self._blocks:
+        for forward, kind in self._blocks[part.enter : part.leave]:
             args, kwargs = kinds[kind]
             hidden = forward(hidden, *args, **kwargs)
             if isinstance(hidden, tuple):
                 hidden = hidden[0]
-        if not self._last or len(rows) == 0:
-            output: torch.Tensor = hidden[0] if not self._last else hidden.new_empty(0)
+        if not last or len(rows) == 0:
+            output: torch.Tensor = hidden[0] if not last else hidden.new_empty(0)
             return output
         if len(rows) != step.tokens:
             hidden = hidden.index_select(1, rows)

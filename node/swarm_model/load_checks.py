@@ -194,7 +194,7 @@ def choose_driver(span: LoadedSpan, reference: Reference) -> tuple[Driver, Paged
         recipe = learn_recipe(own, span.blocks, span.blocks_name, cache, span.random_inputs(3, seed=3), step)
     except NoRecipe:
         return own, cache
-    direct = DirectForward(recipe, cache, last=span.last)
+    direct = DirectForward(recipe, cache, first=span.first, last=span.last)
     inputs = span.random_inputs(TEST_TOKENS, seed=4)
     outputs = zip(_run_chunks(direct, pool, span, inputs), _run_chunks(own, pool, span, inputs), strict=True)
     return (direct if all(torch.equal(ours, theirs) for ours, theirs in outputs) else own), cache

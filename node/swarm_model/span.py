@@ -19,7 +19,7 @@ import torch
 
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.digests import block_digest
-from swarm_model.drivers import Driver
+from swarm_model.drivers import Driver, Part
 from swarm_model.errors import (
     ContextTooLong,
     InvalidChunk,
@@ -27,6 +27,7 @@ from swarm_model.errors import (
     KVPoolTooSmall,
     ModelError,
     PositionGap,
+    SpanOutsideModel,
 )
 from swarm_model.kv_pool import KVPool
 from swarm_model.linears import can_pack, pack_linears
@@ -115,7 +116,6 @@ class Span:
         self._driver = driver
         self._pages = pages
         self._dtype, self._device = dtype, device
-        self._first, self._last = info.start == 0, info.end == info.num_blocks
 
     @classmethod
     def load(
@@ -150,34 +150,40 @@ class Span:
         self._pages.drop(session)
 
     @torch.inference_mode()
-    def forward(self, batch: Sequence[Chunk]) -> list[Output]:
+    def forward(self, batch: Sequence[Chunk], *, blocks: tuple[int, int] | None = None) -> list[Output]:
         """Compute one step of several sessions' chunks; the list returned stands in the batch's order.
+
+        `blocks` is the part `[start, end)` of the span to go through, all of it by default. A session goes through the
+        same blocks from its first chunk to its last.
 
         A session stands in a batch once. Whatever is wrong with one chunk comes back in its place. An exception means
         that the whole step failed: the sessions in it are cut back to the positions of their chunks.
         """
+        start, end = blocks or (self.info.start, self.info.end)
+        if not self.info.start <= start < end <= self.info.end:
+            raise SpanOutsideModel((start, end), self.info.num_blocks)
         outputs: list[Output] = [None] * len(batch)
         accepted: list[int] = []
         tables: list[PageTable] = []
         for index, chunk in enumerate(batch):
             try:
-                tables.append(self._reserve(chunk, [batch[earlier] for earlier in accepted]))
+                tables.append(self._reserve(chunk, [batch[earlier] for earlier in accepted], embeds=start == 0))
                 accepted.append(index)
             except ModelError as error:
                 outputs[index] = error
         if not accepted:
             return outputs
         try:
-            self._compute([batch[index] for index in accepted], tables, accepted, outputs)
+            self._compute([batch[index] for index in accepted], tables, accepted, outputs, (start, end))
         except BaseException:
             for index in reversed(accepted):
                 self._pages.truncate(batch[index].session, batch[index].position)
             raise
         return outputs
 
-    def _reserve(self, chunk: Chunk, accepted: Sequence[Chunk]) -> PageTable:
+    def _reserve(self, chunk: Chunk, accepted: Sequence[Chunk], *, embeds: bool) -> PageTable:
         """Check a chunk and give it its place. Raises ModelError with nothing changed."""
-        self._check_inputs(chunk.inputs)
+        self._check_inputs(chunk.inputs, embeds)
         tokens, cached = len(chunk.inputs), self._pages.tokens(chunk.session)
         if chunk.position > cached:
             raise PositionGap(chunk.position, cached)
@@ -190,8 +196,8 @@ class Span:
         except OutOfPages as refusal:
             raise KVFull(refusal.needed, refusal.free) from refusal
 
-    def _check_inputs(self, inputs: torch.Tensor) -> None:
-        if self._first:
+    def _check_inputs(self, inputs: torch.Tensor, embeds: bool) -> None:
+        if embeds:
             if inputs.dim() != 1 or inputs.dtype != torch.int64 or len(inputs) == 0:
                 raise InvalidChunk(f"token ids must be [tokens] int64, not {list(inputs.shape)} {inputs.dtype}")
             lowest, highest = inputs.aminmax()
@@ -203,16 +209,24 @@ class Span:
             raise InvalidChunk("a chunk without tokens")
 
     def _compute(
-        self, chunks: Sequence[Chunk], tables: Sequence[PageTable], places: Sequence[int], outputs: list[Output]
+        self,
+        chunks: Sequence[Chunk],
+        tables: Sequence[PageTable],
+        places: Sequence[int],
+        outputs: list[Output],
+        blocks: tuple[int, int],
     ) -> None:
+        part = Part(blocks[0] - self.info.start, blocks[1] - self.info.start)
+        embeds, last = blocks[0] == 0, blocks[1] == self.info.num_blocks
         counts = [len(chunk.inputs) for chunk in chunks]
         step = Step(tables, counts, self.info.page_size, self._dtype, self._device)
         inputs = chunks[0].inputs if len(chunks) == 1 else torch.cat([chunk.inputs for chunk in chunks])
-        inputs = inputs.to(self._device) if self._first else inputs.to(self._device, self._dtype)
-        asking = [number for number, chunk in enumerate(chunks) if self._last and chunk.sample is not None]
+        inputs = inputs.to(self._device) if embeds else inputs.to(self._device, self._dtype)
+        asking = [number for number, chunk in enumerate(chunks) if last and chunk.sample is not None]
         ends = [step.stretches[number].offset + counts[number] - 1 for number in asking]
-        result = self._driver.run(inputs, step, torch.tensor(ends, dtype=torch.int64, device=self._device))
-        if not self._last:
+        rows = torch.tensor(ends, dtype=torch.int64, device=self._device)
+        result = self._driver.run(inputs, step, rows, part)
+        if not last:
             for place, rows in zip(places, torch.split(result, counts), strict=True):
                 outputs[place] = rows
         elif asking:

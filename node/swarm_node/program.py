@@ -17,10 +17,10 @@ from typing import Any
 from swarm_model.checkpoint import Checkpoint
 from swarm_net.clocks import SystemClock
 from swarm_net.direct import DirectTransport
-from swarm_net.directory import Directory, RemoteDirectory
+from swarm_net.directory import Directory, MemoryDirectory, MemoryStore, RemoteDirectory
 from swarm_net.discovery import DiscoveryService
 from swarm_net.endpoint import Endpoint
-from swarm_net.errors import BadRecord, NetError
+from swarm_net.errors import BadRecord, DirectoryDown, NetError
 from swarm_net.identity import Identity
 from swarm_net.links import Link
 from swarm_net.manifest import Manifest, manifest_of
@@ -104,7 +104,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             device=str(hardware.device),
             threads=hardware.threads,
         )
-        directory = await _directory(settings, identity, data_dir, bootstrap, endpoint, reporter)
+        directory = await _directory(settings, identity, data_dir, bootstrap, endpoint, transport, reporter)
         stack.push_async_callback(directory.close)
         executor, rates = await in_thread(lambda: load(settings, checkpoint, span, hardware, reporter), "load span")
 
@@ -200,7 +200,28 @@ async def _directory(
     data_dir: DataDir,
     bootstrap: list[Link],
     endpoint: Endpoint,
+    transport: DirectTransport,
     reporter: Reporter,
 ) -> Directory:
-    """The DHT, or where it cannot run, the directory of the bootstrap nodes."""
-    raise NotImplementedError
+    """The DHT; without it the directory of the bootstrap nodes, or for the first node of a swarm its own."""
+    if settings.dht != "off":
+        from swarm_net.dht import HivemindDirectory
+
+        try:
+            dht = await HivemindDirectory.start(
+                identity,
+                clock=SystemClock(),
+                data_dir=data_dir.path,
+                initial_peers=[address for link in bootstrap for address in link.libp2p_addresses],
+                listen=settings.libp2p_listen,
+            )
+        except DirectoryDown as error:
+            if settings.dht == "on":
+                raise
+            reporter.event("warning", message=f"{error}; records go through other nodes")
+        else:
+            transport.libp2p_addresses = dht.addresses
+            return dht
+    if settings.bootstrap:
+        return RemoteDirectory(endpoint, settings.bootstrap)
+    return MemoryDirectory(MemoryStore(SystemClock()))
