@@ -1,0 +1,42 @@
+"""How long to wait for a route before it counts as silent; pure.
+
+A hop that died without a word is noticed by its link's heartbeats; these deadlines are for one that lives and does not
+answer, or whose successor is cut off. They come from what the hops' own records promise, generously: given up too
+early, a session that only waits in a queue would be computed twice. Used by `live_session.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from swarm_net.routing import Hop
+
+UNKNOWN_PREFILL_TOKENS_PER_S = 20.0
+UNKNOWN_DECODE_TOKENS_PER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """`factor` times what the records promise, and never less than the floor."""
+
+    factor: float = 10.0
+    step_floor_s: float = 15.0
+    dial_timeout_s: float = 5.0
+    opening_floor_s: float = 5.0
+
+
+def opening_deadline_s(hops: int, patience: Patience) -> float:
+    """Return how long an opening may take: each hop dials the next one, over two lanes."""
+    return patience.opening_floor_s + hops * patience.dial_timeout_s
+
+
+def result_deadline_s(hops: Sequence[Hop], tokens: int, patience: Patience) -> float:
+    """Return how long the answer to a step of so many tokens may take."""
+    promised_s = 0.0
+    for hop in hops:
+        record = hop.record
+        share = (hop.end - hop.start) / (record.end - record.start)
+        prefill_tokens_per_s = record.prefill_tokens_per_s or UNKNOWN_PREFILL_TOKENS_PER_S
+        decode_tokens_per_s = record.decode_tokens_per_s or UNKNOWN_DECODE_TOKENS_PER_S
+        promised_s += (tokens - 1) * share / prefill_tokens_per_s + share / decode_tokens_per_s
+        promised_s += record.load.queued_tokens / prefill_tokens_per_s
+    return max(patience.step_floor_s, patience.factor * promised_s)

@@ -1,0 +1,242 @@
+"""One session on one route, alive: dials, opens, sends steps, waits for results, cancels.
+
+Owns the links of a session and its deadlines; what is said stands in `session.py`. The next step leaves from within the
+handler of the result before it, so that no task has to wake up between a token's arrival and the next step. Nothing
+holds a fast route back when the caller reads slowly: what piles up is bounded by the tokens that were asked for.
+
+    open()      dial both ends, send Open, wait for Opened
+    feed(ids)   send a step; its answer goes to `on_answer`, which returns the next token to feed, or None at the end
+    progress()  wait until an answer came, or raise what ended the session
+    close()     tell the hops, give the links back; at once, also after an error
+
+Made by `token_stream.py`, which decides what follows an error.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+
+from swarm_client.deadlines import Patience, opening_deadline_s, result_deadline_s
+from swarm_client.dispatch import Dispatcher
+from swarm_client.errors import BadResult
+from swarm_client.session import Answer, Session
+from swarm_net.endpoint import Endpoint
+from swarm_net.errors import LinkLost, NetError
+from swarm_net.links import Clock, Link
+from swarm_net.messages import Cancel, Failure, HopSpec, Open, Opened, Refuse, Result, SamplingSpec
+from swarm_net.routing import Route
+from swarm_net.session_errors import HopLost, HopSilent, HopUnreachable, SessionError, from_failure
+
+OnAnswer = Callable[[Answer, int], int | None]  # with the way back in microseconds
+
+
+class LiveSession:
+    """A session from its opening to its end; everything but `open` and `progress` is immediate."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        route: Route,
+        endpoint: Endpoint,
+        dispatcher: Dispatcher,
+        clock: Clock,
+        patience: Patience,
+        on_answer: OnAnswer,
+    ) -> None:
+        self.id = session.id
+        self.route = route
+        self.retry_after_s = 0.0  # what the node that refused asks for
+        self._session = session
+        self._endpoint = endpoint
+        self._dispatcher = dispatcher
+        self._clock = clock
+        self._patience = patience
+        self._on_answer = on_answer
+        self._loop = asyncio.get_running_loop()
+        self._first: Link | None = None
+        self._last: Link | None = None
+        self._opened = False
+        self._was_sent = False  # from then on hops may hold something for us
+        self._closed = False
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._due_s: float | None = None  # when the answer that is waited for is late
+        self._waited_from_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- opening
+
+    async def open(self, *, max_tokens: int, sampling: SamplingSpec, numeric_class: str) -> None:
+        """Return when every hop is ready. Raises SessionError."""
+        self._dispatcher.add(self)
+        await self._dial_ends()
+        assert self._first is not None
+        deadline_s = opening_deadline_s(len(self.route.hops), self._patience)
+        hops = tuple(
+            HopSpec(peer=hop.peer, start=hop.start, end=hop.end, addresses=hop.record.addresses)
+            for hop in self.route.hops
+        )
+        opening = Open(
+            session=self.id,
+            client=self._endpoint.peer,
+            model=self.route.model,
+            hops=hops,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            wanted=("tokens", "logprobs") if sampling.logprobs else ("tokens",),
+            numeric_class=numeric_class,
+            deadline_ms=int(deadline_s * 1000),
+        )
+        self._was_sent = True
+        try:
+            self._first.send(opening)
+        except LinkLost as lost:
+            raise HopLost(target=lost.peer, reason=lost.reason) from lost
+        # A hop that gives up at its own deadline still has to tell us.
+        self._expect_within(deadline_s + self._patience.dial_timeout_s)
+        while not self._opened:
+            await self.progress()
+
+    async def _dial_ends(self) -> None:
+        """Dial both ends at once: the last hop answers on the link that we dialed to it."""
+        hops = self.route.hops
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                first = tasks.create_task(self._dial(0))
+                last = tasks.create_task(self._dial(len(hops) - 1)) if len(hops) > 1 else first
+        except* SessionError as errors:
+            raise _first_of(errors) from None
+        self._first, self._last = first.result(), last.result()
+        self._first.keep_warm(1)
+        self._last.keep_warm(1)
+
+    async def _dial(self, place: int) -> Link:
+        hop = self.route.hops[place]
+        try:
+            return await self._endpoint.link(
+                hop.peer, hop.record.addresses, lane="decode", timeout_s=self._patience.dial_timeout_s
+            )
+        except NetError as error:
+            unreachable = HopUnreachable(target=hop.peer, reason=str(error))
+            raise unreachable.at(place, hop.peer) from error
+
+    # -- steps
+
+    def feed(self, token_ids: Sequence[int]) -> None:
+        """Send a step for these tokens; an error comes out of `progress`."""
+        link = self._first
+        assert link is not None
+        sent_ns = self._clock.wall_ns() + link.clock_offset_ns
+        self._expect_within(result_deadline_s(self.route.hops, len(token_ids), self._patience))
+        try:
+            link.send(*self._session.step(token_ids, sent_ns))
+        except LinkLost as lost:
+            self._fail(HopLost(target=lost.peer, reason=lost.reason))
+
+    async def progress(self) -> None:
+        """Return after the next message that moves the session. Raises SessionError, BadResult."""
+        if self._error is None:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._error is not None:
+            raise self._error
+
+    def close(self, reason: str) -> None:
+        """End the session at every hop; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._dispatcher.remove(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._first is not None and self._was_sent:
+            with contextlib.suppress(LinkLost):
+                self._first.send(Cancel(session=self.id, reason=reason))
+        for link in (self._first, self._last):
+            if link is not None:
+                link.keep_warm(-1)
+
+    # -- called by the dispatcher
+
+    def on_opened(self, link: Link, message: Opened) -> None:
+        if link is self._first and not self._opened:
+            self._opened = True
+            self._due_s = None
+            self._wake()
+
+    def on_refuse(self, link: Link, message: Refuse) -> None:
+        if link is self._first:
+            self.retry_after_s = message.retry_after_ms / 1000
+            self._fail(from_failure(message.failure).at(0, link.peer))
+
+    def on_failure(self, link: Link, message: Failure) -> None:
+        if link is self._first:
+            self._fail(from_failure(message).at(0, link.peer))
+
+    def on_lost(self, link: Link, reason: NetError) -> None:
+        if link is self._first or link is self._last:
+            self._fail(HopLost(target=link.peer, reason=str(reason)))
+
+    def on_result(self, link: Link, message: Result) -> None:
+        # Another link to the same peer will do; anybody else could only have guessed the session's id.
+        if self._last is None or link.peer != self._last.peer or self._error is not None:
+            return
+        try:
+            answer = self._session.accept(message)
+        except BadResult as error:
+            self._fail(error)
+            return
+        if answer is None:
+            return
+        offset_ns = link.clock_offset_ns
+        return_wire_us = (self._clock.wall_ns() + offset_ns - answer.sent_ns) // 1000 if answer.sent_ns else 0
+        following = self._on_answer(answer, return_wire_us)
+        if following is None:
+            self._due_s = None
+        else:
+            self.feed((following,))
+        self._wake()
+
+    # -- deadlines
+
+    def _expect_within(self, deadline_s: float) -> None:
+        """Set when the next answer is late; one timer serves many steps, and looks at the clock when it fires."""
+        now_s = self._loop.time()
+        self._waited_from_s = now_s
+        self._due_s = now_s + deadline_s
+        if self._timer is not None and self._timer.when() <= self._due_s:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._due_s, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._due_s is None or self._error is not None:
+            return
+        now_s = self._loop.time()
+        if now_s >= self._due_s:
+            self._fail(HopSilent(waited_ms=round((now_s - self._waited_from_s) * 1000)))
+        else:
+            self._timer = self._loop.call_at(self._due_s, self._look)
+
+    def _fail(self, error: SessionError | BadResult) -> None:
+        if self._error is None:
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _first_of(errors: BaseExceptionGroup[SessionError]) -> SessionError:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, SessionError)
+    return error

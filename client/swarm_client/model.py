@@ -1,0 +1,206 @@
+"""A model that lives in a swarm, for asyncio programs.
+
+Owns a client's connection from its beginning to its end, and how a prompt becomes ids; `token_stream.py` runs each
+generation. `blocking.py` is the same for programs without asyncio.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Self, Unpack, overload
+
+from swarm_client.connection import Connection
+from swarm_client.continuation import Continuation
+from swarm_client.deadlines import Patience
+from swarm_client.detokenizer import NoText
+from swarm_client.dispatch import Dispatcher
+from swarm_client.errors import (
+    EmptyPrompt,
+    ModelClosed,
+    NoBootstrap,
+    NoChatTemplate,
+    NoTokenizer,
+    PromptTooLong,
+    TokenOutsideVocabulary,
+)
+from swarm_client.local_model import local_directory, revision_of
+from swarm_client.model_files import ModelFiles, default_cache_dir, load_model_files
+from swarm_client.parameters import Arguments, Asked, resolve
+from swarm_client.prompts import IdsPrompt, OnePrompt, Prompt, Prompts, TextPrompt, read_prompt, read_prompts
+from swarm_client.results import Generation
+from swarm_client.token_stream import TokenStream
+from swarm_client.world import World, real_world
+from swarm_net.endpoint import Endpoint
+from swarm_net.messages import ModelId
+from swarm_net.routing import Route
+from swarm_net.snapshot import Snapshot
+
+MAX_SESSIONS_AT_ONCE = 64  # of one list of prompts; the others wait for their turn
+
+
+class AsyncRemoteModel:
+    """One model of a swarm. Made by `connect`; every method may be called concurrently."""
+
+    def __init__(self, connection: Connection, files: ModelFiles) -> None:
+        self._connection = connection
+        self._files = files
+        self._closed = False
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls,
+        model: str,
+        bootstrap: Sequence[str] = (),
+        *,
+        cache_dir: Path | None = None,
+        patience: Patience | None = None,
+        world: World | None = None,
+    ) -> AsyncGenerator[Self, None]:
+        """Find a model in the swarm and keep in touch with its nodes until the `async with` block ends.
+
+        Args:
+            model: a name, `name@revision`, a revision (six digits or more), or a local directory with at least
+                config.json and tokenizer.json.
+            bootstrap: addresses of nodes, `/ip4/HOST/tcp/PORT/p2p/PEER_ID`; any that runs will do.
+            cache_dir: where tokenizers are kept; by default in the user's cache.
+            patience: how long a route may be silent.
+            world: transport, clock and randomness of a simulation.
+
+        Raises NoBootstrap, NoSuchModel, AmbiguousModel, BadModelDirectory, and the NetError of an address that does
+        not work.
+        """
+        addresses = [bootstrap] if isinstance(bootstrap, str) else list(bootstrap)
+        if not addresses:
+            raise NoBootstrap
+        world = world or real_world()
+        async with AsyncExitStack() as stack:
+            endpoint = Endpoint(peer=world.peer, transport=world.transport, clock=world.clock)
+            stack.push_async_callback(endpoint.close)
+            local_dir = local_directory(model)
+            if local_dir is not None:
+                model = await revision_of(local_dir, endpoint, addresses, world)
+            snapshot = Snapshot(endpoint, clock=world.clock, bootstrap=addresses, model=model, rng=world.rng)
+            stack.push_async_callback(snapshot.close)
+            await snapshot.connect()
+            files = await load_model_files(snapshot, cache_dir or default_cache_dir(), local_dir)
+            connection = Connection(
+                model=snapshot.model,
+                manifest=snapshot.manifest,
+                endpoint=endpoint,
+                dispatcher=Dispatcher(endpoint),
+                snapshot=snapshot,
+                clock=world.clock,
+                entropy=world.entropy,
+                rng=world.rng,
+                patience=patience or Patience(),
+            )
+            remote = cls(connection, files)
+            try:
+                yield remote
+            finally:
+                remote._closed = True
+
+    @property
+    def model(self) -> ModelId:
+        """The name and exact revision that was found."""
+        return self._connection.model
+
+    @overload
+    async def generate(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> Generation: ...
+    @overload
+    async def generate(self, prompt: list[Prompt], **arguments: Unpack[Arguments]) -> list[Generation]: ...
+    async def generate(self, prompt: Prompts, **arguments: Unpack[Arguments]) -> Generation | list[Generation]:
+        """Continue a prompt, or several at once.
+
+        Args:
+            prompt: a string, token ids, or chat messages; a list of such gives a list of results, in order.
+            arguments: see `Arguments`.
+
+        Raises ClientError before anything is sent, NetError (NoRoute, or a SessionError with its hop) after.
+        """
+        asked = Asked(**arguments)
+        read = read_prompts(prompt)
+        if not isinstance(read, list):
+            return await _drained(self._stream(read, asked))
+        streams = [self._stream(one, asked) for one in read]
+        turns = asyncio.Semaphore(MAX_SESSIONS_AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(_in_turn(stream, turns)) for stream in streams]
+        except* Exception as errors:
+            raise _first_of(errors) from None
+        return [task.result() for task in running]
+
+    def stream(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> TokenStream:
+        """Return the tokens of one continuation as they come; arguments and errors as in `generate`.
+
+        Iterate it with `async for`. To stop early, leave `async with model.stream(...) as tokens:`, call `aclose`, or
+        drop it; the nodes are told at once. `generation` holds the whole after the last token.
+        """
+        return self._stream(read_prompt(prompt), Asked(**arguments))
+
+    async def route(self, max_tokens: int = 1) -> Route:
+        """Return the route that a session for so many tokens would take now. Raises NoRoute."""
+        if self._closed:
+            raise ModelClosed
+        return await self._connection.choose_first(max_tokens=max_tokens)
+
+    def _stream(self, prompt: OnePrompt, asked: Asked) -> TokenStream:
+        if self._closed:
+            raise ModelClosed
+        parameters = resolve(asked, self._files.sampling, self._connection.entropy)
+        manifest, tokenizer = self._connection.manifest, self._files.tokenizer
+        if parameters.stop and tokenizer is None:
+            raise NoTokenizer(str(self.model))
+        ids = self._ids(prompt)
+        if not ids:
+            raise EmptyPrompt
+        limit = manifest.max_position
+        if limit and len(ids) > limit:
+            raise PromptTooLong(len(ids), limit)
+        if foreign := next((token for token in ids if not 0 <= token < manifest.vocab_size), None):
+            raise TokenOutsideVocabulary(foreign, manifest.vocab_size)
+        room = limit - len(ids) + 1 if limit else parameters.max_new_tokens
+        continuation = Continuation(
+            ids,
+            max_new_tokens=min(parameters.max_new_tokens, room),
+            eos_ids=frozenset(manifest.eos_token_ids),
+            stop=parameters.stop,
+            detokenizer=tokenizer.detokenizer() if tokenizer is not None else NoText(),
+        )
+        return TokenStream(self._connection, continuation, parameters)
+
+    def _ids(self, prompt: OnePrompt) -> Sequence[int]:
+        if isinstance(prompt, IdsPrompt):
+            return prompt.token_ids
+        tokenizer, template = self._files.tokenizer, self._files.chat_template
+        if tokenizer is None:
+            raise NoTokenizer(str(self.model))
+        if isinstance(prompt, TextPrompt):
+            return tokenizer.encode(prompt.text)
+        if template is None:
+            raise NoChatTemplate(str(self.model))
+        # The template writes the special tokens itself.
+        return tokenizer.encode(template.render(prompt.messages), special_tokens=False)
+
+
+async def _in_turn(stream: TokenStream, turns: asyncio.Semaphore) -> Generation:
+    async with turns:
+        return await _drained(stream)
+
+
+async def _drained(stream: TokenStream) -> Generation:
+    async with stream:
+        async for _ in stream:
+            pass
+    assert stream.generation is not None
+    return stream.generation
+
+
+def _first_of(errors: BaseExceptionGroup[Exception]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

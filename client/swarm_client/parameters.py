@@ -1,0 +1,145 @@
+"""What a caller may ask of a generation: checked values, defaults, the seed; pure.
+
+An argument that is given wins. What is not given comes from the model's generation_config.json if that says
+`do_sample`; else decoding is greedy (temperature 0), with top_k, top_p and min_p switched off. A repetition penalty of
+that file always counts, as it does in transformers. If nobody says how many tokens, it is DEFAULT_MAX_NEW_TOKENS.
+
+Sampling without a seed draws one, and the result reports it: the same seed, prompt and parameters give the same tokens
+whoever serves them. Several prompts with one given seed all use it; without one, each draws its own.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, TypeVar
+
+from swarm_client.errors import InvalidParameter
+from swarm_client.generation_config import SamplingDefaults
+from swarm_net.messages import SamplingSpec
+
+DEFAULT_MAX_NEW_TOKENS = 256
+MAX_NEW_TOKENS = 1_000_000
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_TOP_LOGPROBS = 32
+MAX_SEED = 2**63 - 1
+_DRAWN_SEED_BITS = 53  # a JSON reader that knows only doubles keeps it exact
+_ABOVE_ZERO = sys.float_info.min
+
+T = TypeVar("T")
+
+
+class Arguments(TypedDict, total=False):
+    """The keyword arguments of generate() and stream()."""
+
+    max_new_tokens: int | None  # at most so many; fewer where the model's context ends
+    temperature: float | None  # 0: greedy
+    top_p: float | None  # keep the likeliest tokens that together have this probability
+    top_k: int | None  # keep the so many likeliest; 0: all
+    min_p: float | None  # keep those with at least this share of the likeliest one's probability
+    repetition_penalty: float | None  # above 1: what was there already becomes less likely
+    stop: str | Sequence[str] | None  # where the text ends; not part of it
+    seed: int | None
+    logprobs: bool | int  # True: of the tokens; a number: of so many of the likeliest besides
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """`Arguments` with what was not given."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: str | Sequence[str] | None = None
+    seed: int | None = None
+    logprobs: bool | int = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Checked and complete; `seed` is None for greedy decoding."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    seed: int | None
+    sampling: SamplingSpec
+
+
+def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], bytes]) -> Parameters:
+    """Return checked parameters with every default filled in.
+
+    Args:
+        asked: the caller's arguments.
+        defaults: what the model's generation_config.json says.
+        entropy: returns n random bytes; asked only where a seed has to be drawn.
+
+    Raises InvalidParameter.
+    """
+    sampled = defaults if defaults.do_sample else SamplingDefaults()
+    temperature = _first(asked.temperature, sampled.temperature, 1.0 if defaults.do_sample else 0.0)
+    top_p = _first(asked.top_p, sampled.top_p, 1.0)
+    top_k = _first(asked.top_k, sampled.top_k, 0)
+    min_p = _first(asked.min_p, sampled.min_p, 0.0)
+    penalty = _first(asked.repetition_penalty, defaults.repetition_penalty, 1.0)
+    max_new_tokens = _first(asked.max_new_tokens, defaults.max_new_tokens, DEFAULT_MAX_NEW_TOKENS)
+
+    _check_number("temperature", temperature, 0.0, 100.0, "a number from 0 (greedy) to 100")
+    _check_number("top_p", top_p, _ABOVE_ZERO, 1.0, "a number above 0 and up to 1 (1: off)")
+    _check_number("min_p", min_p, 0.0, 1.0, "a number from 0 (off) to 1")
+    _check_number("repetition_penalty", penalty, _ABOVE_ZERO, 100.0, "a number above 0 and up to 100 (1: off)")
+    _check_int("top_k", top_k, 0, 2**31 - 1, "a whole number, 0 (off) or more")
+    _check_int("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS, f"a whole number from 1 to {MAX_NEW_TOKENS}")
+    if asked.seed is not None:
+        _check_int("seed", asked.seed, 0, MAX_SEED, "a whole number from 0 to 2**63 - 1")
+    top_logprobs = 0
+    if not isinstance(asked.logprobs, bool):
+        _check_int(
+            "logprobs", asked.logprobs, 0, MAX_TOP_LOGPROBS, f"True, False, or a number up to {MAX_TOP_LOGPROBS}"
+        )
+        top_logprobs = asked.logprobs
+    seed = None
+    if temperature > 0:
+        seed = asked.seed if asked.seed is not None else int.from_bytes(entropy(8)) >> (64 - _DRAWN_SEED_BITS)
+    return Parameters(
+        max_new_tokens=max_new_tokens,
+        stop=_read_stop(asked.stop),
+        seed=seed,
+        sampling=SamplingSpec(
+            temperature=float(temperature),
+            top_k=top_k,
+            top_p=float(top_p),
+            min_p=float(min_p),
+            repetition_penalty=float(penalty),
+            seed=seed or 0,
+            logprobs=asked.logprobs is not False,
+            top_logprobs=top_logprobs,
+        ),
+    )
+
+
+def _read_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    stops = () if stop is None else (stop,) if isinstance(stop, str) else stop
+    allowed = f"a string or up to {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+    if not isinstance(stops, Sequence) or len(stops) > MAX_STOPS:
+        raise InvalidParameter("stop", stop, allowed)
+    for text in stops:
+        if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+            raise InvalidParameter("stop", stop, allowed)
+    return tuple(dict.fromkeys(stops))
+
+
+def _first(asked: T | None, default: T | None, otherwise: T) -> T:
+    return asked if asked is not None else default if default is not None else otherwise
+
+
+def _check_number(name: str, value: object, least: float, most: float, allowed: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidParameter(name, value, allowed)
+
+
+def _check_int(name: str, value: object, least: int, most: int, allowed: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidParameter(name, value, allowed)

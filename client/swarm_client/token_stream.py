@@ -1,0 +1,219 @@
+"""One generation from its first route to its last token, over as many routes as that takes.
+
+Owns the loop: choose a route, open a session, feed what is known, hand out tokens, and after a failure do what
+`failover.py` says. Its only durable state is the token ids: a new route computes them anew and, since tokens are drawn
+by seed and position, continues as the old one would have. Made by `model.py`.
+
+It runs in its consumer's own task. A consumer that is cancelled, closes the stream or drops it ends the session.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Self
+
+from swarm_client.connection import Connection
+from swarm_client.continuation import Continuation
+from swarm_client.errors import BadResult, code
+from swarm_client.failover import MAX_ATTEMPTS, MAX_RETRY_WAIT_S, judge, wait_before_retry_s
+from swarm_client.live_session import LiveSession
+from swarm_client.parameters import Parameters
+from swarm_client.results import Generation, Retry, RouteHop, Token, Usage
+from swarm_client.session import Answer, Session
+from swarm_client.timings import StepTimes
+from swarm_net.errors import NetError, NoRoute
+from swarm_net.routing import Route
+from swarm_net.session_errors import SessionError
+
+log = logging.getLogger(__name__)
+
+
+class TokenStream:
+    """Tokens of one generation as they come: an async iterator, and a context manager that ends it.
+
+    `generation` is the whole once the last token was taken; None before.
+    """
+
+    def __init__(self, connection: Connection, continuation: Continuation, parameters: Parameters) -> None:
+        # The run does not know the stream: a stream that nobody holds any more is collected, and its session ends.
+        self._run = _Run(connection, continuation, parameters)
+        self._tokens = self._run.tokens()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Token:
+        return await anext(self._tokens)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the session, if it has not ended; returns at once."""
+        await self._tokens.aclose()
+
+    @property
+    def generation(self) -> Generation | None:
+        return self._run.generation
+
+
+class _Run:
+    """What a generation knows while it goes on."""
+
+    def __init__(self, connection: Connection, continuation: Continuation, parameters: Parameters) -> None:
+        self.generation: Generation | None = None
+        self._connection = connection
+        self._continuation = continuation
+        self._parameters = parameters
+        limit = connection.manifest.max_position or continuation.prompt_tokens + parameters.max_new_tokens
+        self._max_tokens = min(limit, continuation.prompt_tokens + parameters.max_new_tokens)
+        self._retries: list[Retry] = []
+        self._times = StepTimes(connection.clock.monotonic())
+        self._session: LiveSession | None = None
+        self._is_prefill = True
+
+    async def tokens(self) -> AsyncGenerator[Token, None]:
+        """Yield the tokens; once."""
+        self._times = StepTimes(self._connection.clock.monotonic())
+        shown, failures = 0, 0
+        route = await self._connection.choose_first(max_tokens=self._max_tokens)
+        while True:
+            session = self._session = self._new_session(route)
+            before = len(self._continuation.tokens)
+            failure: SessionError | BadResult | None = None
+            try:
+                await self._open(session)
+                while True:
+                    while shown < len(self._continuation.tokens):
+                        shown += 1
+                        yield self._continuation.tokens[shown - 1]
+                    if self._continuation.finish_reason is not None:
+                        return
+                    await session.progress()
+            except (SessionError, BadResult) as error:
+                failure = error
+            finally:
+                session.close("failed" if failure else "cancelled")
+            assert failure is not None
+            failures = 1 if len(self._continuation.tokens) > before else failures + 1
+            route = await self._another_route(failure, route, failures, session.retry_after_s)
+
+    # -- one session
+
+    def _new_session(self, route: Route) -> LiveSession:
+        connection, sampling = self._connection, self._parameters.sampling
+        return LiveSession(
+            session=Session(
+                session=connection.entropy(16),
+                hops=len(route.hops),
+                last_peer=route.hops[-1].peer,
+                vocabulary=connection.manifest.vocab_size,
+                logprobs=sampling.logprobs,
+                top_logprobs=sampling.top_logprobs,
+            ),
+            route=route,
+            endpoint=connection.endpoint,
+            dispatcher=connection.dispatcher,
+            clock=connection.clock,
+            patience=connection.patience,
+            on_answer=self._on_answer,
+        )
+
+    async def _open(self, session: LiveSession) -> None:
+        classes = session.route.numeric_classes
+        await session.open(
+            max_tokens=self._max_tokens,
+            sampling=self._parameters.sampling,
+            numeric_class=next(iter(classes)) if len(classes) == 1 else "",
+        )
+        self._is_prefill = True
+        self._times.start_route()
+        session.feed(self._continuation.known_ids)
+
+    def _on_answer(self, answer: Answer, return_wire_us: int) -> int | None:
+        """Take the next token, from within its arrival; return it to be fed, or None at the end."""
+        now_s = self._connection.clock.monotonic()
+        self._times.add(now_s, answer.trail, return_wire_us, is_prefill=self._is_prefill)
+        self._is_prefill = False
+        token = self._continuation.push(answer.token, answer.logprob, answer.top_logprobs)
+        if token.finish_reason is None:
+            return token.id
+        assert self._session is not None
+        self._session.close("done")
+        self.generation = self._finished(self._session.route)
+        return None
+
+    # -- the next route
+
+    async def _another_route(
+        self, error: SessionError | BadResult, route: Route, failures: int, retry_after_s: float
+    ) -> Route:
+        """Return the route to go on with; raises the error if there is none, or none that could help."""
+        connection = self._connection
+        verdict = judge(error, route.peers)
+        if not verdict.retry or failures >= MAX_ATTEMPTS:
+            raise error
+        connection.avoided.add(verdict.blamed, connection.clock.monotonic(), verdict.avoid_s)
+        done = len(self._continuation.tokens)
+        self._retries.append(Retry(tuple(route.peers), done, code(error), str(error)))
+        log.warning("route given up session=%s tokens=%d reason=%s", self._session_name(), done, error)
+
+        avoided = connection.avoided.at(connection.clock.monotonic())
+        for exclude in (avoided.union(verdict.suspected), avoided):
+            if found := self._choose(exclude, route):
+                return found
+        if not verdict.may_return and not retry_after_s:
+            raise error
+        await asyncio.sleep(max(wait_before_retry_s(failures), min(retry_after_s, MAX_RETRY_WAIT_S)))
+        await self._refresh()
+        avoided = connection.avoided.at(connection.clock.monotonic())
+        if found := self._choose(avoided, route) or self._choose(frozenset(), route):
+            return found
+        raise error
+
+    def _choose(self, exclude: frozenset[str], before: Route) -> Route | None:
+        classes = before.numeric_classes
+        try:
+            return self._connection.choose(
+                max_tokens=self._max_tokens,
+                exclude=exclude,
+                prefer_numeric_class=next(iter(classes)) if len(classes) == 1 else None,
+            )
+        except NoRoute:
+            return None
+
+    async def _refresh(self) -> None:
+        try:
+            await self._connection.snapshot.refresh()
+        except NetError as error:
+            log.warning("snapshot not refreshed reason=%s", error)
+
+    def _session_name(self) -> str:
+        return self._session.id.hex()[:8] if self._session is not None else ""
+
+    # -- the end
+
+    def _finished(self, route: Route) -> Generation:
+        continuation, sampling = self._continuation, self._parameters.sampling
+        tokens = continuation.tokens
+        assert continuation.finish_reason is not None
+        return Generation(
+            text=continuation.text,
+            token_ids=[token.id for token in tokens],
+            finish_reason=continuation.finish_reason,
+            usage=Usage(continuation.prompt_tokens, len(tokens)),
+            seed=self._parameters.seed,
+            model=self._connection.model.name,
+            revision=self._connection.model.revision,
+            route=tuple(RouteHop(hop.peer, hop.start, hop.end) for hop in route.hops),
+            retries=tuple(self._retries),
+            timings=self._times.summary(route.peers),
+            logprobs=[token.logprob or 0.0 for token in tokens] if sampling.logprobs else None,
+            top_logprobs=[token.top_logprobs for token in tokens] if sampling.top_logprobs else None,
+        )
