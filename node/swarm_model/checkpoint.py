@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 
 from swarm_model.errors import CheckpointBroken, CheckpointNotFound, ConfigMissing, UnsupportedModel
@@ -88,8 +89,10 @@ class Checkpoint:
 
         try:
             return AutoConfig.from_pretrained(self.directory, trust_remote_code=False)
+        except StrictDataclassError as error:
+            raise CheckpointBroken("config.json", " ".join(str(error).split())) from error
         except (ValueError, KeyError) as error:
-            raise UnsupportedModel(self.family, str(error).splitlines()[0]) from error
+            raise UnsupportedModel(self.family, _first_line(error)) from error
         except (TypeError, AttributeError, OSError) as error:
             raise CheckpointBroken("config.json", str(error)) from error
 

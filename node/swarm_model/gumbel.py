@@ -15,7 +15,7 @@ Hashes = npt.NDArray[np.uint64]
 MASK: Final = (1 << 64) - 1
 GOLDEN: Final = 0x9E3779B97F4A7C15  # SplitMix64's increment: 2^64 / golden ratio, odd
 MULTIPLIERS: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-MAX_GUMBEL: Final = 37.5  # of 53 uniform bits, -log(-log(1 - 2^-54)) = 37.43 is the largest
+MAX_GUMBEL: Final = 36.8  # of 52 uniform bits, -log(-log(1 - 2^-53)) = 36.74 is the largest
 
 
 def noise_hashes(seed: int, position: int, tokens: npt.NDArray[np.integer]) -> Hashes:
@@ -34,8 +34,8 @@ def noise_hashes(seed: int, position: int, tokens: npt.NDArray[np.integer]) -> H
 
 
 def gumbel(hashes: Hashes) -> npt.NDArray[np.float64]:
-    """Turn hashes into Gumbel(0, 1) variates: -log(-log u), u the middle of one of 2^53 equal intervals."""
-    uniform = ((hashes >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    """Turn hashes into Gumbel(0, 1) variates: -log(-log u), u the middle of one of 2^52 equal intervals, never 0 or 1."""
+    uniform = ((hashes >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return -np.log(-np.log(uniform))
 
 

@@ -1,6 +1,7 @@
 """Tiny random checkpoints of each family that must be exact, made where and when a test wants them."""
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,5 +66,5 @@ def load_spans(
     checkpoint = Checkpoint.open(directory)
     return [
         Span.load(checkpoint, start, end, device=CPU, dtype=dtype, kv_bytes=kv_bytes, page_size=page_size)
-        for start, end in zip(cuts, cuts[1:], strict=False)
+        for start, end in pairwise(cuts)
     ]

@@ -1,4 +1,4 @@
-"""Sessions over a chain of spans as a busy node would run them: ragged batches, chunked prefill, cuts and re-sending."""
+"""Sessions over a chain of spans as a busy node runs them: ragged batches, chunked prefill, cuts and re-sending."""
 
 import random
 from collections.abc import Sequence
