@@ -15,6 +15,8 @@ from swarm_node.executor import Drawn, Output, Piece, SpanFacts
 from swarm_sim import digest_model
 from swarm_sim.digest_model import DIGEST_BYTES, BlockCache
 
+MAX_CONTEXT_TOKENS = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -22,6 +24,10 @@ class Speed:
 
     block_s: float = 0.0008
     token_block_s: float = 0.00004
+
+    def batch_s(self, blocks: int, tokens: int) -> float:
+        """Return how long a batch takes."""
+        return blocks * (self.block_s + tokens * self.token_block_s)
 
     def scaled(self, factor: float) -> "Speed":
         """Return a machine that takes `factor` times as long."""
@@ -36,7 +42,7 @@ def digest_facts(start: int, end: int, num_blocks: int, *, kv_tokens: int) -> Sp
         num_blocks=num_blocks,
         hidden_bytes=DIGEST_BYTES,
         vocab_size=digest_model.VOCABULARY,
-        max_context=8192,
+        max_context=MAX_CONTEXT_TOKENS,
         dtype="digest",
         numeric_class="digest",
         page_size=16,
@@ -55,10 +61,8 @@ class DigestExecutor:
         self._caches: dict[bytes, list[BlockCache]] = {}  # by session, of the blocks that it runs here
 
     def duration_s(self, pieces: Sequence[Piece]) -> float:
-        """Return how long a batch takes."""
         start, end = pieces[0].blocks
-        tokens = sum(piece.count for piece in pieces)
-        return (end - start) * (self._speed.block_s + tokens * self._speed.token_block_s)
+        return self._speed.batch_s(end - start, sum(piece.count for piece in pieces))
 
     def run(self, pieces: Sequence[Piece]) -> list[Output]:
         return [self._run(piece) for piece in pieces]

@@ -49,7 +49,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.trace = trace or Trace()
         self.events = 0
-        self.unhandled: list[str] = []  # what callbacks and forgotten tasks raised
         self._max_events = max_events
         self._executor_delay_s = executor_delay_s
         self._now_s = 0.0
@@ -58,7 +57,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._numbers = 0
         self._thread = threading.get_ident()
         self.set_task_factory(_ordered_task)
-        self.set_exception_handler(_note_unhandled)
 
     def next_number(self) -> int:
         """Return the next of the numbers that order what this loop makes."""
@@ -180,13 +178,6 @@ def _ordered_task(
 ) -> OrderedTask[T]:
     assert isinstance(loop, VirtualLoop)
     return OrderedTask(coroutine, loop.next_number(), loop=loop, **options)
-
-
-def _note_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    assert isinstance(loop, VirtualLoop)
-    error = context.get("exception")
-    loop.unhandled.append(f"{context['message'].split(' at 0x')[0]}: {type(error).__name__}: {error}")
-    loop.default_exception_handler(context)
 
 
 def _unless_done(future: asyncio.Future[Any], resolve: Callable[[Any], None], value: object) -> None:

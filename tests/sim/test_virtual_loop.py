@@ -259,16 +259,6 @@ def test_the_real_world_is_refused() -> None:
     run(main())
 
 
-def test_what_callbacks_raise_is_kept() -> None:
-    async def main() -> list[str]:
-        running_loop().call_soon(lambda: 1 // 0)
-        await asyncio.sleep(1)
-        return running_loop().unhandled
-
-    (line,) = run(main())
-    assert "ZeroDivisionError" in line
-
-
 def test_the_clock_reads_virtual_time() -> None:
     async def main() -> None:
         clock = VirtualClock(running_loop())
