@@ -31,6 +31,20 @@ _MAX_PEER_ID_CHARS = 64
 # libp2p "peer-ids" spec: multihash code 0 (identity), its length, protobuf PublicKey{Type: Ed25519 = 1, Data: key}.
 _PEER_ID_PREFIX = bytes((0x00, 36, 0x08, 0x01, 0x12, KEY_BYTES))
 
+# The points of order 1, 2, 4 and 8 in all their encodings, the sign bit cleared.
+_SMALL_ORDER_KEYS = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+
 
 def peer_id_of(public_key: bytes) -> PeerId:
     """Return the peer id of a raw 32-byte Ed25519 key."""
@@ -51,7 +65,13 @@ def public_key_of(peer_id: str) -> bytes:
 
 
 def verify(public_key: bytes, signature: bytes, message: bytes) -> bool:
-    """Tell whether the key's owner signed the message."""
+    """Tell whether the key's owner signed the message.
+
+    Keys of small order are refused: a signature for one can be made without any private key (as libsodium does; see
+    Chalkias et al. 2020, "Taming the many EdDSAs", section 4).
+    """
+    if len(public_key) != KEY_BYTES or public_key[:-1] + bytes((public_key[-1] & 0x7F,)) in _SMALL_ORDER_KEYS:
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):

@@ -47,7 +47,8 @@ class Link(Protocol):
         """Queue one frame; never blocks. The body must not be changed afterwards.
 
         Raises LinkLost if the link has ended, or if the peer has let more than the link's limit pile up: the link is
-        then closed, since a frame has been lost.
+        then closed, since a frame has been lost. Raises Malformed, and the link stays, for a frame that is larger than
+        the peer takes.
         """
 
     def keep_warm(self, users: int) -> None:
@@ -55,7 +56,7 @@ class Link(Protocol):
         sends none for `silence_timeout_s` is lost."""
 
     def idle_s(self) -> float:
-        """Seconds since a frame, heartbeats included, last came or went."""
+        """Seconds since a frame, heartbeats included, last came or went; 0 while users keep this end warm."""
 
     def close(self, reason: str = "") -> None:
         """End the link; `on_lost` of this end is called, soon, unless it was already."""

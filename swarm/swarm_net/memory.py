@@ -136,7 +136,7 @@ class MemoryLink:
         header = encode(message)
         check_size(len(header), size_of(body), self._transport.limits)
         frame_bytes = HEAD.size + len(header) + size_of(body)
-        if self._other._bytes_under_way + frame_bytes > MAX_BYTES_UNDER_WAY:
+        if self._other._bytes_under_way > MAX_BYTES_UNDER_WAY:
             self.close(f"more than {MAX_BYTES_UNDER_WAY} bytes are under way")
             raise LinkLost(peer=self.peer, reason=f"more than {MAX_BYTES_UNDER_WAY} bytes are under way")
         self._last_moved_s = asyncio.get_running_loop().time()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from swarm_net.clocks import SystemClock
+from swarm_net.direct import DirectTransport
 from swarm_net.endpoint import Endpoint, EndpointLimits
 from swarm_net.errors import BadAddress, LinkLost, Malformed, NetError, PeerUnreachable, RequestTimeout, WrongPeer
 from swarm_net.identity import Identity
@@ -34,7 +35,7 @@ TIMEOUT_S = 30.0
 MakeEndpoint = Callable[..., Endpoint]
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(params=["memory", "direct"])
 async def make(request: pytest.FixtureRequest) -> AsyncIterator[MakeEndpoint]:
     """Make endpoints that are all closed in the end, and check that no task of theirs is left."""
     network = MemoryNetwork()
@@ -43,7 +44,11 @@ async def make(request: pytest.FixtureRequest) -> AsyncIterator[MakeEndpoint]:
 
     def make_endpoint(limits: EndpointLimits | None = None) -> Endpoint:
         identity = Identity.generate(chance.randbytes)
-        transport: Transport = MemoryTransport(network, identity.peer_id)
+        transport: Transport
+        if request.param == "memory":
+            transport = MemoryTransport(network, identity.peer_id)
+        else:
+            transport = DirectTransport(identity, SystemClock())
         endpoints.append(Endpoint(peer=identity.peer_id, transport=transport, clock=SystemClock(), limits=limits))
         return endpoints[-1]
 

@@ -170,8 +170,9 @@ async def test_what_is_too_much_ends_the_link() -> None:
     body = bytes(30 << 20)
     link.send(Rpc(request=1, service="", method=""), body)
     link.send(Rpc(request=2, service="", method=""), body)
+    link.send(Rpc(request=3, service="", method=""), body)
     with pytest.raises(LinkLost, match="under way"):
-        link.send(Rpc(request=3, service="", method=""), body)
+        link.send(Rpc(request=4, service="", method=""), b"")
     await near.wait_for(lost=1)
 
 
