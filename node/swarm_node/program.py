@@ -91,8 +91,8 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             reporter.event("joined", bootstrap=[link.remote_addresses[0] for link in bootstrap])
 
         manifest = await in_thread(lambda: manifest_of(checkpoint.directory, commit=checkpoint.commit), "read manifest")
-        hardware = await in_thread(lambda: examine(settings, checkpoint), "import torch")
         span = fixed_span(settings.blocks, manifest.num_blocks)
+        hardware = await in_thread(lambda: examine(settings, checkpoint), "import torch")
         if span is None:
             records = await _records(RemoteDirectory(endpoint, settings.bootstrap), manifest, clock)
             span = automatic_span(settings, checkpoint, hardware, records, rng)
