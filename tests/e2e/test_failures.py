@@ -94,7 +94,7 @@ async def test_a_client_that_is_killed_leaves_nothing(checkpoint: Path) -> None:
         command += ["--bootstrap", swarm.bootstrap[0], "--max-new-tokens", "500", "--temperature", "0", "--json"]
         client = await asyncio.create_subprocess_exec(sys.executable, *command, stdout=asyncio.subprocess.DEVNULL)
         async with asyncio.timeout(30):
-            while client.returncode is None and not (await status(swarm, 1)).get("sessions"):
+            while client.returncode is None and not (await status(swarm, 1)).get("sessions"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         if client.returncode is None:
             client.kill()
