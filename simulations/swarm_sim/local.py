@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from swarm_client import AsyncRemoteModel
@@ -119,13 +120,13 @@ class _Show:
     def starting(self, swarm: LocalSwarm) -> Iterator[None]:
         """Show the nodes getting ready while they do."""
         self._console.print(f"[bold]{len(swarm.nodes)} nodes[/] serve {self._model}", soft_wrap=True)
-        with Live(
-            console=self._console, get_renderable=lambda: _nodes_table(swarm.nodes), refresh_per_second=4
-        ) as live:
-            yield
-            live.refresh()
-        self._console.print()
-        self._console.print(self._options.prompt, end="", style="bold", markup=False, soft_wrap=True)
+        try:
+            with Live(console=self._console, get_renderable=lambda: _nodes_table(swarm.nodes), refresh_per_second=4):
+                yield
+        finally:
+            if not self._console.is_terminal:  # where Live ends its last frame without a line break
+                self._console.print()
+        self._console.print(f"\n[bold]{escape(self._options.prompt)}[/]", end="", soft_wrap=True)
 
     def text(self, text: str) -> None:
         self._console.print(text, end="", markup=False, soft_wrap=True)

@@ -43,7 +43,7 @@ class Report:
     wrong: int  # sessions with a token that is not the model's
     retries: int
     crashes: int
-    left_over: int  # sessions that nodes still kept long after the last client was gone
+    left_over: int  # sessions that nodes still kept when all had ended
     tokens: int
     virtual_s: float
     tokens_per_s: float

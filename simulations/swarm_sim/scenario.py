@@ -54,7 +54,7 @@ class Scenario:
         least = -(-2 * self.blocks // self.nodes)
         return Machine(
             place=Place.draw(node % self.regions, rng),
-            capacity_blocks=min(self.blocks, max(least, rng.choice((3, 4, 6, 8, 12)))),
+            capacity_blocks=min(self.blocks, max(least, -(-self.blocks // rng.choice((2, 3, 4, 4, 6))))),
             kv_tokens=rng.choice((8192, 16384, 32768)),
             speed=Speed().scaled(rng.uniform(0.5, 2.0)),
         )

@@ -1,7 +1,8 @@
 """A swarm in virtual time: nodes that crash, clients that generate, every token checked.
 
-Owns a run from the first node's start to the check that nothing is left on any. What runs is the production code of
-node and client; what chance decides is drawn by `scenario.py`; `run.py` prints the report.
+Owns a run from the first node's start to the check that no session is left on any, while its client is still there.
+What runs is the production code of node and client; what chance decides is drawn by `scenario.py`; `run.py` prints the
+report.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ Progress = Callable[[int, int], None]  # sessions ended, sessions in all
 SESSIONS_PER_CLIENT = 5
 BOOTSTRAP_NODES = 3
 CONNECT_S = 5.0  # before its first session a client connects
-SETTLE_S = 150.0  # behind the last session: more than a node keeps an idle one
+SETTLE_S = 20.0  # behind the last session: time for the last words, too little for a node to give up an idle session
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -88,6 +89,8 @@ class _Swarm:
         self._ended = 0
         self._began_s = self._ended_s = 0.0
         self._left_over = 0
+        self._all_ended = asyncio.Event()
+        self._may_leave = asyncio.Event()
 
     @classmethod
     async def play(cls, scenario: Scenario, files: Path, progress: Progress) -> "_Swarm":
@@ -99,8 +102,6 @@ class _Swarm:
                 tasks.append(lives.create_task(node.live(scenario.crashes(number)), name=f"node {number}"))
                 await node.is_ready.wait()
             await swarm._run_sessions()
-            await asyncio.sleep(SETTLE_S)
-            swarm._left_over = sum(node.sessions for node in swarm._nodes)
             for task in tasks:
                 task.cancel()
         return swarm
@@ -112,21 +113,24 @@ class _Swarm:
         async with asyncio.TaskGroup() as tasks:
             for number in range(clients):
                 tasks.create_task(self._run_client(number, errands[number::clients]), name=f"client {number}")
+            await self._all_ended.wait()
+            await asyncio.sleep(SETTLE_S)
+            self._left_over = sum(node.sessions for node in self._nodes)
+            self._may_leave.set()
 
     async def _run_client(self, number: int, errands: list[Errand]) -> None:
-        """Connect in time for the first errand and do them all, side by side where they overlap."""
+        """Connect in time for the first errand, do them all, side by side where they overlap, and stay to the end."""
         rng = self._scenario.rng(f"client {number}")
         place = self._scenario.client_place(number)
         await self._sleep_until(min(errand.arrival_s for errand in errands) - CONNECT_S)
         running = [node.address for node in self._nodes if node.is_ready.is_set()]
         bootstrap = rng.sample(running, min(BOOTSTRAP_NODES, len(running)))
         try:
-            async with (
-                SimulatedClient.connect(self._universe, place, bootstrap, rng) as client,
-                asyncio.TaskGroup() as sessions,
-            ):
-                for errand in errands:
-                    sessions.create_task(self._run_session(client, errand), name="session")
+            async with SimulatedClient.connect(self._universe, place, bootstrap, rng) as client:
+                async with asyncio.TaskGroup() as sessions:
+                    for errand in errands:
+                        sessions.create_task(self._run_session(client, errand), name="session")
+                await self._may_leave.wait()
         except (NetError, ClientError) as error:
             for errand in errands:
                 self._logs.append(SessionLog(running_loop().time(), len(errand.prompt), failure=code(error)))
@@ -147,6 +151,8 @@ class _Swarm:
         self._ended += 1
         self._ended_s = running_loop().time()
         self._progress(self._ended, self._scenario.sessions)
+        if self._ended == self._scenario.sessions:
+            self._all_ended.set()
 
     def report(self, trace: Trace, faults: list[str], real_s: float) -> Report:
         scenario, logs = self._scenario, self._logs
