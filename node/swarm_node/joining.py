@@ -5,6 +5,7 @@ Called by `program.py` while a node starts.
 
 import asyncio
 import contextlib
+import ipaddress
 from collections.abc import Sequence
 
 from swarm_net.addresses import address_of
@@ -42,6 +43,16 @@ def announced(listener: Listener, peer: PeerId, setting: str) -> tuple[str, ...]
     if setting:
         return (str(address_of(*split_host_port(setting), peer)),)
     return listener.addresses
+
+
+def libp2p_listen(setting: str) -> tuple[str, ...]:
+    """Where the DHT daemon listens unless told: on the host of the direct listener, any port."""
+    host = split_host_port(setting)[0] if setting else ALL_INTERFACES
+    try:
+        kind = ipaddress.ip_address(host).version
+    except ValueError:
+        return (f"/dns/{host}/tcp/0",)
+    return (f"/ip{kind}/{host}/tcp/0",)
 
 
 async def reach(endpoint: Endpoint, bootstrap: Sequence[str]) -> list[Link]:

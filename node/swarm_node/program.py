@@ -16,6 +16,7 @@ from typing import Any
 
 from swarm_model.checkpoint import Checkpoint
 from swarm_net.clocks import SystemClock
+from swarm_net.dht import DhtConfig, HivemindDirectory
 from swarm_net.direct import DirectTransport
 from swarm_net.directory import Directory, MemoryDirectory, MemoryStore, RemoteDirectory
 from swarm_net.discovery import DiscoveryService
@@ -30,7 +31,7 @@ from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.data_dir import DataDir, default_base
 from swarm_node.errors import BadSetting
-from swarm_node.joining import announced, listen, reach
+from swarm_node.joining import announced, libp2p_listen, listen, reach
 from swarm_node.node import Node, NodeLimits
 from swarm_node.operator import serve_operator
 from swarm_node.reporting import JsonReporter, PeopleReporter, Reporter
@@ -104,9 +105,14 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             device=str(hardware.device),
             threads=hardware.threads,
         )
-        directory = await _directory(settings, identity, data_dir, bootstrap, endpoint, transport, reporter)
-        stack.push_async_callback(directory.close)
-        executor, rates = await in_thread(lambda: load(settings, checkpoint, span, hardware, reporter), "load span")
+        async with asyncio.TaskGroup() as side_by_side:
+            joining = side_by_side.create_task(
+                _directory(settings, identity, data_dir, bootstrap, endpoint, transport, stack, reporter)
+            )
+            loading = side_by_side.create_task(
+                in_thread(lambda: load(settings, checkpoint, span, hardware, reporter), "load span")
+            )
+        directory, (executor, rates) = joining.result(), loading.result()
 
         model = ModelId(name=checkpoint.name, revision=manifest.revision)
         files = {manifest.revision: (manifest.encode(), checkpoint.directory)}
@@ -201,20 +207,20 @@ async def _directory(
     bootstrap: list[Link],
     endpoint: Endpoint,
     transport: DirectTransport,
+    stack: AsyncExitStack,
     reporter: Reporter,
 ) -> Directory:
     """The DHT; without it the directory of the bootstrap nodes, or for the first node of a swarm its own."""
     if settings.dht != "off":
-        from swarm_net.dht import HivemindDirectory
-
+        config = DhtConfig(
+            data_dir=data_dir.path,
+            listen=tuple(settings.libp2p_listen) or libp2p_listen(settings.listen),
+            initial_peers=tuple(address for link in bootstrap for address in link.libp2p_addresses),
+        )
+        dht = HivemindDirectory(identity, config, clock=SystemClock())
+        stack.push_async_callback(dht.close)
         try:
-            dht = await HivemindDirectory.start(
-                identity,
-                clock=SystemClock(),
-                data_dir=data_dir.path,
-                initial_peers=[address for link in bootstrap for address in link.libp2p_addresses],
-                listen=settings.libp2p_listen,
-            )
+            await dht.start()
         except DirectoryDown as error:
             if settings.dht == "on":
                 raise
