@@ -95,8 +95,9 @@ def sign(record: Record, identity: Identity) -> SignedRecord:
     return SignedRecord(body=body, key=identity.public_key, signature=identity.sign(_LABEL + body))
 
 
-def open_record(signed: SignedRecord, now_ns: int) -> Record:
-    """Return the record inside, checked: what it says is what the holder of its key signed, and it counts now.
+def open_record(signed: SignedRecord, now_ns: int, *, grace_s: int = 0) -> Record:
+    """Return the record inside, checked: what it says is what the holder of its key signed, and it counts now, or did
+    `grace_s` ago.
 
     Raises BadRecord for one that is forged, foreign, expired, too long-lived, from the future, oversized or malformed.
     """
@@ -105,7 +106,7 @@ def open_record(signed: SignedRecord, now_ns: int) -> Record:
         record = _decode(signed.body)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadRecord(peer=peer, reason=f"malformed: {error}") from error
-    if reason := _fault(record, len(signed.body), signed.key) or _untimely(record, now_ns):
+    if reason := _fault(record, len(signed.body), signed.key) or _untimely(record, now_ns, grace_s):
         raise BadRecord(peer=peer, reason=reason)
     if not verify(signed.key, signed.signature, _LABEL + signed.body):
         raise BadRecord(peer=peer, reason="the signature is not its own")
@@ -147,8 +148,8 @@ def _fault(record: Record, size: int, key: bytes) -> str:
     return ""
 
 
-def _untimely(record: Record, now_ns: int) -> str:
-    if record.expires_ns <= now_ns:
+def _untimely(record: Record, now_ns: int, grace_s: int) -> str:
+    if record.expires_ns + grace_s * _S <= now_ns:
         return f"expired {(now_ns - record.expires_ns) / _S:.1f} s ago"
     if record.published_ns > now_ns + MAX_CLOCK_SKEW_S * _S:
         return f"signed {(record.published_ns - now_ns) / _S:.1f} s in the future: a clock is wrong, here or there"

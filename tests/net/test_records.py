@@ -145,6 +145,7 @@ def test_a_record_counts_only_in_its_time(now_ns: int, reason: str) -> None:
         open_record(signed, now_ns)
     assert open_record(signed, NOW_NS - MAX_CLOCK_SKEW_S * S)
     assert open_record(signed, NOW_NS + 90 * S - 1)
+    assert open_record(signed, NOW_NS + 99 * S, grace_s=10)
 
 
 def test_nobody_signs_for_another() -> None:
