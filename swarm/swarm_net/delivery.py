@@ -33,7 +33,7 @@ def deliver(link: Link, handler: LinkHandler, header: Body, body: Body) -> None:
             link.send(_refusal(header, error))
         return
     except Malformed as error:
-        _log.warning("link closed peer=%s reason=%s", link.peer, error)
+        _log.warning("link closed peer=%s reason=%.200s", link.peer, error)
         link.close(str(error))
         return
     try:

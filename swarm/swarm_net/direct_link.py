@@ -21,6 +21,7 @@ from swarm_net.errors import HandshakeFailed, LinkLost, Malformed, NetError
 from swarm_net.frames import (
     DEFAULT_LIMITS,
     HEARTBEAT,
+    KIB,
     MIB,
     Frame,
     FrameLimits,
@@ -41,6 +42,8 @@ _CONGESTION_CONTROL: dict[Lane, bytes] = {"decode": b"cubic", "bulk": b"bbr"}
 _KEEPALIVE_IDLE_S = 60
 # How long a closed link may take to send what waits and to say goodbye.
 SHUTDOWN_TIMEOUT_S = 2.0
+# Where the bytes go that still come in meanwhile; nobody reads them.
+_DISCARDED = memoryview(bytearray(64 * KIB))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +160,11 @@ class DirectLink(asyncio.BufferedProtocol):
             self._transport.write(challenge)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._receiver.buffer()
+        return self._receiver.buffer() if self._ended is None else _DISCARDED
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._ended is not None:
+            return  # closed by this end, which still sends what waits
         self._receiver.received(nbytes)
         self._received_s = self._heard_s = self._loop.time()
         try:

@@ -166,5 +166,5 @@ class FrameReceiver:
 
 
 def _scratch_bytes(limits: FrameLimits) -> int:
-    """Room for the largest frame that is not received into its own memory, and as much again, to compact seldom."""
-    return 2 * (HEAD.size + limits.max_header + min(limits.max_body, SMALL_BODY_BYTES))
+    """Room for the largest frame that is not received into its own memory."""
+    return HEAD.size + limits.max_header + min(limits.max_body, SMALL_BODY_BYTES)

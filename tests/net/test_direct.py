@@ -188,6 +188,20 @@ async def test_what_was_sent_before_close_arrives(swarm: Swarm) -> None:
         link.send(Models(request=1))
 
 
+async def test_what_was_sent_before_close_arrives_against_a_stream_from_the_peer(swarm: Swarm) -> None:
+    if "uvloop" not in type(asyncio.get_running_loop()).__module__:
+        pytest.skip("asyncio's own TLS gives up at data after its goodbye")
+    near, far = End(), End()
+    link = await swarm.dial(await swarm.listener(far), near)
+    await far.wait_for(links=1)
+    for number in range(10):
+        far.links[0].send(Rpc(request=number, service="s", method="m"), bytes(1 << 20))
+        link.send(Rpc(request=number, service="s", method="m"), bytes(1 << 20))
+    link.close("done")
+    await far.wait_for(messages=10, lost=1)
+    assert near.received == []
+
+
 async def test_hundreds_dial_at_once(swarm: Swarm) -> None:
     far, dialing = End(), swarm.transport()
     listener = await swarm.listener(far)

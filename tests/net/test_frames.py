@@ -134,13 +134,13 @@ def test_a_heartbeat_is_eight_zero_bytes() -> None:
 def test_other_limits_hold_from_the_next_frame_on() -> None:
     receiver = FrameReceiver(UNAUTHENTICATED)
     stream = stream_of([(b"first", b""), (b"second" * 40, b"body" * 500)])
-    first = fed(receiver, stream[:300])
+    first = fed(receiver, stream[:200])
     assert first is not None
     assert bytes(first.header) == b"first"
     receiver.set_limits(LIMITS)
     assert bytes(first.header) == b"first"
     assert receiver.next_frame() is None
-    second = fed(receiver, stream[300:])
+    second = fed(receiver, stream[200:])
     assert second is not None
     assert (bytes(second.header), bytes(second.body)) == (b"second" * 40, b"body" * 500)
 
