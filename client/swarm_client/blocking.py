@@ -11,7 +11,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
@@ -67,10 +67,8 @@ class RemoteModel:
 
     def close(self) -> None:
         """End every session and link; a second call does nothing."""
-        if not self._loop.is_running:
-            return
         try:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ModelClosed):
                 self._loop.run(self._opened.__aexit__(None, None, None), timeout_s=CLOSE_TIMEOUT_S)
         finally:
             self._loop.stop()
@@ -108,6 +106,7 @@ class BlockingTokenStream:
         # Unbounded: at most the tokens that were asked for.
         self._arrived: queue.SimpleQueue[Token | BaseException | None] = queue.SimpleQueue()
         self._moving = loop.start(_move(stream, self._arrived))
+        weakref.finalize(self, self._moving.cancel).atexit = False
         self._over = False
 
     def __iter__(self) -> Iterator[Token]:
@@ -141,9 +140,6 @@ class BlockingTokenStream:
         self._over = True
         self._moving.cancel()
 
-    def __del__(self) -> None:
-        self._moving.cancel()
-
     @property
     def generation(self) -> Generation | None:
         """The whole once the last token was taken; None before."""
@@ -172,21 +168,19 @@ class _LoopThread:
 
     def __init__(self) -> None:
         self._loop = _new_loop()
+        self._lock = threading.Lock()  # what is started before the stop is seen by the loop before it
+        self._is_stopped = False
         self._thread = threading.Thread(target=_run, args=(self._loop,), name="swarm-client", daemon=True)
         self._thread.start()
         _running.add(self)
 
-    @property
-    def is_running(self) -> bool:
-        return not self._loop.is_closed() and self._thread.is_alive()
-
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run work on the loop. Raises ModelClosed."""
-        try:
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
-        except RuntimeError as error:  # the loop is closed
-            work.close()
-            raise ModelClosed from error
+        with self._lock:
+            if not self._is_stopped:
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
+        work.close()
+        raise ModelClosed
 
     def run(self, work: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
         """Run work on the loop and wait for it; an exception here, Ctrl-C among them, cancels it."""
@@ -196,14 +190,18 @@ class _LoopThread:
         future = self.start(work)
         try:
             return future.result(timeout_s)
+        except CancelledError:
+            raise ModelClosed from None
         except BaseException:
             future.cancel()
             raise
 
     def stop(self) -> None:
         """Stop the loop soon; waits for nothing."""
-        with contextlib.suppress(RuntimeError):  # stopped already
-            self._loop.call_soon_threadsafe(self._loop.stop)
+        with self._lock:
+            if not self._is_stopped:
+                self._is_stopped = True
+                self._loop.call_soon_threadsafe(self._loop.stop)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -20,7 +20,7 @@ from swarm_net.routing import Route, route
 from swarm_net.snapshot import Snapshot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Connection:
     """One model in one swarm, as sessions see it."""
 
@@ -34,6 +34,7 @@ class Connection:
     rng: random.Random
     patience: Patience
     avoided: Avoided = field(default_factory=Avoided)
+    is_closed: bool = False
 
     def choose(self, *, max_tokens: int, exclude: frozenset[str], prefer_numeric_class: str | None) -> Route:
         """Return a route around the excluded peers, by what is known now. Raises NoRoute."""

@@ -44,7 +44,8 @@ def judge(error: Exception, peers: Sequence[str]) -> Verdict:
         return Verdict(retry=retry == "here", may_return=True)
     # A hop may lie about others, but only about those of its own route.
     accused = error.target if isinstance(error, HopUnreachable | HopLost) else error.peer
-    blamed = (accused,) if accused in peers else (error.peer,) if error.peer in peers else ()
+    known = [peer for peer in (accused, error.peer) if peer in peers] or [peer for peer in peers if len(peers) == 1]
+    blamed = tuple(known[:1])
     return Verdict(
         retry=True,
         blamed=blamed,

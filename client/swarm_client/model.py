@@ -45,7 +45,6 @@ class AsyncRemoteModel:
     def __init__(self, connection: Connection, files: ModelFiles) -> None:
         self._connection = connection
         self._files = files
-        self._closed = False
 
     @classmethod
     @asynccontextmanager
@@ -100,7 +99,7 @@ class AsyncRemoteModel:
             try:
                 yield remote
             finally:
-                remote._closed = True
+                connection.is_closed = True
 
     @property
     def model(self) -> ModelId:
@@ -143,12 +142,12 @@ class AsyncRemoteModel:
 
     async def route(self, max_tokens: int = 1) -> Route:
         """Return the route that a session for so many tokens would take now. Raises NoRoute."""
-        if self._closed:
+        if self._connection.is_closed:
             raise ModelClosed
         return await self._connection.choose_first(max_tokens=max_tokens)
 
     def _stream(self, prompt: OnePrompt, asked: Asked) -> TokenStream:
-        if self._closed:
+        if self._connection.is_closed:
             raise ModelClosed
         parameters = resolve(asked, self._files.sampling, self._connection.entropy)
         manifest, tokenizer = self._connection.manifest, self._files.tokenizer

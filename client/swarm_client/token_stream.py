@@ -15,7 +15,7 @@ from typing import Self
 
 from swarm_client.connection import Connection
 from swarm_client.continuation import Continuation
-from swarm_client.errors import BadResult, code
+from swarm_client.errors import BadResult, ModelClosed, code
 from swarm_client.failover import MAX_ATTEMPTS, MAX_RETRY_WAIT_S, judge, wait_before_retry_s
 from swarm_client.live_session import LiveSession
 from swarm_client.parameters import Parameters
@@ -156,6 +156,8 @@ class _Run:
     ) -> Route:
         """Return the route to go on with; raises the error if there is none, or none that could help."""
         connection = self._connection
+        if connection.is_closed:
+            raise ModelClosed from error
         verdict = judge(error, route.peers)
         if not verdict.retry or failures >= MAX_ATTEMPTS:
             raise error
@@ -165,8 +167,11 @@ class _Run:
         log.warning("route given up session=%s tokens=%d reason=%s", self._session_name(), done, error)
 
         avoided = connection.avoided.at(connection.clock.monotonic())
-        for exclude in (avoided.union(verdict.suspected), avoided):
-            if found := self._choose(exclude, route):
+        if found := self._choose(avoided.union(verdict.suspected), route):
+            return found
+        # Not all of them can be replaced at once; perhaps the one that failed can.
+        for suspect in connection.rng.sample(verdict.suspected, len(verdict.suspected)):
+            if found := self._choose(avoided | {suspect}, route):
                 return found
         if not verdict.may_return and not retry_after_s:
             raise error

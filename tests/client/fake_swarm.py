@@ -7,10 +7,12 @@ activations its hops pass the ids on. What it does wrong, and when, is scripted 
 
 import asyncio
 import json
+import threading
+import time
 from array import array
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import msgspec
 
 from swarm_client.world import World
 from swarm_net.clocks import SystemClock
+from swarm_net.direct import DirectTransport
 from swarm_net.directory import MemoryDirectory, MemoryStore
 from swarm_net.discovery import DiscoveryService
 from swarm_net.endpoint import Endpoint
@@ -210,7 +213,7 @@ class FakeNode:
         if self.script.ignore_open:
             return
         if self.script.refuse is not None:
-            error = self.script.refuse.at(message.hop, self.peer)
+            error = replace(self.script.refuse).at(message.hop, self.peer)
             failure = to_failure(error, session=message.session)
             refusal = Refuse(session=message.session, failure=failure, retry_after_ms=self.script.retry_after_ms)
             link.send(refusal)
@@ -249,7 +252,7 @@ class FakeNode:
         if script.silent_after is not None and session.steps > script.silent_after:
             return
         if script.fail_after is not None and session.steps > script.fail_after[0]:
-            error = script.fail_after[1].at(session.open.hop, self.peer)
+            error = replace(script.fail_after[1]).at(session.open.hop, self.peer)
             session.upstream.send(to_failure(error, session=message.session))
             return
         if script.step_s:
@@ -318,6 +321,8 @@ class FakeNode:
                     session.upstream.send(to_failure(error, session=name))
             elif link is session.upstream:
                 del self.sessions[name]
+                if session.downstream is not None and session.downstream.is_open:
+                    session.downstream.send(Cancel(session=name, reason="lost"))
 
     def vanish(self) -> None:
         """Stop as a killed process does: links end, nobody listens any more."""
@@ -334,6 +339,7 @@ class FakeSwarm:
     network: MemoryNetwork
     store: MemoryStore
     nodes: list[FakeNode]
+    is_direct: bool = False  # over TCP and TLS, for clients in other threads and processes
 
     @property
     def bootstrap(self) -> list[str]:
@@ -347,7 +353,9 @@ class FakeSwarm:
         self, span: tuple[int, int], script: Script | None = None, model: FakeModel | None = None
     ) -> FakeNode:
         identity = Identity.generate()
-        transport = MemoryTransport(self.network, identity.peer_id)
+        transport = (
+            DirectTransport(identity, CLOCK) if self.is_direct else MemoryTransport(self.network, identity.peer_id)
+        )
         node = FakeNode(model or self.model, identity, transport, MemoryDirectory(self.store), span, script or Script())
         await node.start()
         self.nodes.append(node)
@@ -363,10 +371,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def fake_swarm(
-    model: FakeModel, *spans: tuple[int, int], scripts: Sequence[Script] | None = None
+    model: FakeModel, *spans: tuple[int, int], scripts: Sequence[Script] | None = None, is_direct: bool = False
 ) -> AsyncIterator[FakeSwarm]:
     """Run a node for each span."""
-    swarm = FakeSwarm(model, MemoryNetwork(), MemoryStore(CLOCK), [])
+    swarm = FakeSwarm(model, MemoryNetwork(), MemoryStore(CLOCK), [], is_direct)
     try:
         for place, span in enumerate(spans):
             await swarm.add(span, scripts[place] if scripts is not None else None)
@@ -374,3 +382,29 @@ async def fake_swarm(
     finally:
         for node in swarm.nodes:
             await node.close()
+
+
+@contextmanager
+def fake_swarm_in_thread(
+    model: FakeModel, *spans: tuple[int, int], scripts: Sequence[Script] | None = None
+) -> Iterator[FakeSwarm]:
+    """Run nodes over TCP on a loop of their own, for tests that block."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    swarm = fake_swarm(model, *spans, scripts=scripts, is_direct=True)
+    try:
+        yield asyncio.run_coroutine_threadsafe(swarm.__aenter__(), loop).result(20)
+    finally:
+        asyncio.run_coroutine_threadsafe(swarm.__aexit__(None, None, None), loop).result(20)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+        loop.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """`until`, for tests that block."""
+    end_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)

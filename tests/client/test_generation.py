@@ -38,11 +38,6 @@ TOKENIZER = Tokenizer(tiny_tokenizers.byte_level())
 PROMPT = [5, 6, 7]
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> FakeModel:
-    return make_model(tmp_path / "model")
-
-
 def connect(swarm: FakeSwarm, tmp_path: Path, name: str = "fake"):  # type: ignore[no-untyped-def]
     return AsyncRemoteModel.connect(name, swarm.bootstrap, cache_dir=tmp_path / "cache", world=swarm.world())
 

@@ -1,0 +1,162 @@
+"""The `swarm-client` program: its commands and their options.
+
+Owns the command line alone; what a command does stands in `commands.py`, imported when one runs, so that `--help` is
+quick. Bootstrap addresses also come from SWARM_BOOTSTRAP (separated by commas), the model from SWARM_MODEL.
+"""
+
+import os
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Generate text with models that live in a swarm.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Bootstrap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bootstrap",
+        metavar="ADDRESS",
+        help="A node of the swarm, as `swarm-node start` prints it; may be given several times [env: SWARM_BOOTSTRAP].",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", envvar="SWARM_MODEL", help="Name, name@revision, revision, or a directory with its tokenizer."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, errors too: {error, message, remedy}, exit code 1.")]
+MaxNewTokens = Annotated[int | None, typer.Option("--max-new-tokens", help="At most so many (256).")]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", help="0: greedy. Default: greedy, unless the model's generation_config samples."),
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Keep the so many likeliest tokens; 0: all.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest with this probability together.")]
+MinP = Annotated[float | None, typer.Option("--min-p", help="Keep those with this share of the likeliest's.")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option("--repetition-penalty", help="Above 1: what was there is less likely.")
+]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text to stop at; may be given several times.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same tokens.")]
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue; without it, standard input.")] = None,
+    bootstrap: Bootstrap = None,
+    ids: Annotated[str | None, typer.Option("--ids", help="Token ids instead of text: 1,2,3.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: the tokens' log-probabilities.")] = False,
+    json: Json = False,
+) -> None:
+    """Continue a prompt."""
+    from swarm_client import commands
+
+    raise typer.Exit(
+        commands.generate(
+            model,
+            _addresses(bootstrap),
+            prompt,
+            ids,
+            {
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "repetition_penalty": repetition_penalty,
+                "stop": stop,
+                "seed": seed,
+                "logprobs": logprobs,
+            },
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def chat(
+    model: Model,
+    bootstrap: Bootstrap = None,
+    system: Annotated[str | None, typer.Option("--system", help="What the model is told first.")] = None,
+    max_new_tokens: MaxNewTokens = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    json: Json = False,
+) -> None:
+    """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends."""
+    from swarm_client import commands
+
+    raise typer.Exit(
+        commands.chat(
+            model,
+            _addresses(bootstrap),
+            system,
+            {
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "repetition_penalty": repetition_penalty,
+                "stop": stop,
+                "seed": seed,
+            },
+            as_json=json,
+        )
+    )
+
+
+@app.command()
+def models(bootstrap: Bootstrap = None, json: Json = False) -> None:
+    """List the models that the swarm serves."""
+    from swarm_client import commands
+
+    raise typer.Exit(commands.models(_addresses(bootstrap), as_json=json))
+
+
+@app.command()
+def route(
+    model: Model,
+    bootstrap: Bootstrap = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens that there must be room for.")] = 1,
+    json: Json = False,
+) -> None:
+    """Show the route that a session would take now."""
+    from swarm_client import commands
+
+    raise typer.Exit(commands.route(model, _addresses(bootstrap), max_tokens, as_json=json))
+
+
+def _addresses(given: list[str] | None) -> list[str]:
+    if given:
+        return given
+    return [address for text in os.environ.get("SWARM_BOOTSTRAP", "").split(",") if (address := text.strip())]
+
+
+def main() -> None:
+    """Run the program."""
+    app(prog_name="swarm-client")
+
+
+if __name__ == "__main__":
+    main()

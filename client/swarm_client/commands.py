@@ -1,0 +1,240 @@
+"""What the commands of `swarm-client` do. Each returns the program's exit code.
+
+Results go to standard output; the summary, and errors for people, go to standard error. With --json everything goes to
+standard output, errors as {"error", "message", "remedy"}. Called by `__main__.py`.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from swarm_client.blocking import RemoteModel
+from swarm_client.errors import ClientError, InvalidParameter, NoBootstrap
+from swarm_client.parameters import Arguments
+from swarm_client.results import Generation
+from swarm_client.show import (
+    error_json,
+    for_terminal,
+    generation_json,
+    model_json,
+    route_json,
+    summary_line,
+)
+from swarm_client.world import real_world
+from swarm_net.directory import RemoteDirectory
+from swarm_net.endpoint import Endpoint
+from swarm_net.errors import NetError
+from swarm_net.messages import ModelSummary
+
+FAILED = 1
+PIPED_WIDTH = 240
+INTERRUPTED = 130  # as shells report a program ended by Ctrl-C
+
+
+def generate(
+    model: str,
+    bootstrap: list[str],
+    prompt: str | None,
+    ids: str | None,
+    arguments: Arguments,
+    *,
+    as_json: bool,
+) -> int:
+    """Continue a prompt, given as text, as ids or on standard input."""
+
+    def run() -> None:
+        given = _prompt(prompt, ids)
+        with RemoteModel.connect(model, bootstrap) as remote:
+            if as_json:
+                _print_json(generation_json(remote.generate(given, **arguments)))
+                return
+            generation = _stream(remote, given, arguments)
+        if generation is not None:
+            _to_people().print(summary_line(generation), style="dim", markup=False, highlight=False)
+
+    return _guarded(run, as_json)
+
+
+def chat(model: str, bootstrap: list[str], system: str | None, arguments: Arguments, *, as_json: bool) -> int:
+    """Talk: each line is a message, the history goes along. With JSON, each answer is one line."""
+
+    def run() -> None:
+        messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        with RemoteModel.connect(model, bootstrap) as remote:
+            while (line := _line(as_json)) is not None:
+                if not line.strip():
+                    continue
+                messages.append({"role": "user", "content": line})
+                answer = _answer(remote, messages, arguments, as_json)
+                if answer is None:
+                    messages.pop()
+                else:
+                    messages.append({"role": "assistant", "content": answer})
+
+    return _guarded(run, as_json)
+
+
+def models(bootstrap: list[str], *, as_json: bool) -> int:
+    """List what is served."""
+
+    def run() -> None:
+        summaries = asyncio.run(_models(bootstrap))
+        if as_json:
+            _print_json([model_json(summary) for summary in summaries])
+            return
+        table = Table("model", "revision", "blocks", "nodes", "replicas", "missing", box=None)
+        for summary in summaries:
+            missing = ", ".join(f"{start}:{end}" for start, end in summary.missing)
+            counts = (summary.blocks, summary.nodes, summary.replicas)
+            table.add_row(summary.model.name, summary.model.revision[:12], *map(str, counts), missing or "-")
+        _print_table(table)
+
+    return _guarded(run, as_json)
+
+
+def route(model: str, bootstrap: list[str], max_tokens: int, *, as_json: bool) -> int:
+    """Show the route that would be taken."""
+
+    def run() -> None:
+        with RemoteModel.connect(model, bootstrap) as remote:
+            found = remote.route(max_tokens)
+        if as_json:
+            _print_json(route_json(found))
+            return
+        table = Table(
+            "hop", "blocks", "peer", "prefill tokens/s", "decode tokens/s", "busy", "KV tokens free", box=None
+        )
+        for place, hop in enumerate(found.hops):
+            record = hop.record
+            table.add_row(
+                str(place),
+                f"{hop.start}:{hop.end}",
+                record.peer,
+                f"{record.prefill_tokens_per_s:.0f}",
+                f"{record.decode_tokens_per_s:.0f}",
+                f"{record.load.busy:.0%}",
+                str(record.load.kv_tokens_free),
+            )
+        _print_table(table)
+
+    return _guarded(run, as_json)
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def _guarded(run: Callable[[], None], as_json: bool) -> int:
+    """Run a command; say what went wrong, and what to do, without a traceback."""
+    logging.basicConfig(level=logging.ERROR)  # routes given up stand in the result
+    try:
+        run()
+    except (ClientError, NetError) as error:
+        if as_json:
+            _print_json(error_json(error))
+        else:
+            _say_error(error)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        return FAILED
+    return 0
+
+
+def _prompt(prompt: str | None, ids: str | None) -> str | list[int]:
+    if ids is not None:
+        if prompt is not None:
+            raise InvalidParameter("ids", ids, "ids, or else a prompt: not both")
+        try:
+            return [int(number) for number in ids.split(",")]
+        except ValueError as error:
+            raise InvalidParameter("ids", ids, "whole numbers separated by commas: 1,2,3") from error
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise InvalidParameter("prompt", "", "a text as argument or on standard input, or --ids 1,2,3")
+    return sys.stdin.read()
+
+
+def _stream(
+    remote: RemoteModel, prompt: str | list[int] | Sequence[dict[str, str]], arguments: Arguments
+) -> Generation | None:
+    """Write text as it comes; None if Ctrl-C stopped it."""
+    shown: Callable[[str], str] = for_terminal if sys.stdout.isatty() else str
+    with remote.stream(prompt, **arguments) as stream:
+        for token in stream:
+            sys.stdout.write(shown(token.text))
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return stream.generation
+
+
+def _answer(remote: RemoteModel, messages: Sequence[dict[str, str]], arguments: Arguments, as_json: bool) -> str | None:
+    """Give one answer; None where there was none, for an error that another message may not meet."""
+    try:
+        if as_json:
+            generation: Generation | None = remote.generate(list(messages), **arguments)
+            assert generation is not None
+            _print_json(generation_json(generation))
+            return generation.text
+        generation = _stream(remote, list(messages), arguments)
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+        return None
+    except (ClientError, NetError) as error:
+        if as_json:
+            _print_json(error_json(error))
+        else:
+            _say_error(error)
+        return None
+    if generation is None:
+        return None
+    _to_people().print(summary_line(generation), style="dim", markup=False, highlight=False)
+    return generation.text
+
+
+def _line(as_json: bool) -> str | None:
+    """Read a message; None at the end of input."""
+    try:
+        return input("" if as_json or not sys.stdin.isatty() else "> ")
+    except EOFError:
+        return None
+
+
+async def _models(bootstrap: list[str]) -> list[ModelSummary]:
+    if not bootstrap:
+        raise NoBootstrap
+    world = real_world()
+    endpoint = Endpoint(peer=world.peer, transport=world.transport, clock=world.clock)
+    try:
+        return await RemoteDirectory(endpoint, bootstrap).models()
+    finally:
+        await endpoint.close()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _print_table(table: Table) -> None:
+    # Peer ids are there to be copied: a file or a pipe gets them whole, on lines as long as they have to be.
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(width=width).print(table, markup=False)
+
+
+def _say_error(error: ClientError | NetError) -> None:
+    console = _to_people()
+    console.print(for_terminal(str(error)), style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(for_terminal(error.remedy()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _to_people() -> Console:
+    return Console(stderr=True)
