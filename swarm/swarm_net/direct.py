@@ -1,8 +1,9 @@
 """Direct links: TCP with TLS 1.3, whenever either end can be reached.
 
 Owns listening, dialing, their deadlines and caps, and the mapping from the system's errors to ours; what happens on a
-connection is `direct_link.py`, who may hold how many is `admission.py`. Works on uvloop and on asyncio's own loop; the latter
-loses what is not sent yet when a link is closed while its peer is sending (its TLS gives up at data after the goodbye).
+connection is `direct_link.py`, who may hold how many is `admission.py`. Works on uvloop and on asyncio's own loop. The
+latter loses what is not sent yet when a link is closed while its peer is sending: its TLS gives up at data that comes
+after its goodbye.
 """
 
 import asyncio
