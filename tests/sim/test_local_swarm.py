@@ -154,7 +154,7 @@ async def test_cancelling_the_start_leaves_nothing(fake: tuple[str, ...]) -> Non
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's death")
-async def test_nodes_end_with_a_parent_that_is_killed(fake: tuple[str, ...]) -> None:
+async def test_nodes_end_with_a_parent_that_is_killed(fake: tuple[str, ...], tmp_path: Path) -> None:
     parent = f"""
 import asyncio
 from pathlib import Path
@@ -167,7 +167,11 @@ async def main():
 
 asyncio.run(main())
 """
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", parent, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", parent),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},  # it cannot remove its directory
+    )
     assert process.stdout is not None
     pids = [int(pid) for pid in (await process.stdout.readline()).split()]
     assert len(pids) == 2
