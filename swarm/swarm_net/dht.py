@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from swarm_net.addresses import parse_address
 from swarm_net.daemon import Daemon, DaemonConfig
 from swarm_net.dht_records import (
     MODELS_KEY,
@@ -29,7 +30,7 @@ from swarm_net.dht_records import (
     model_key,
 )
 from swarm_net.directory import summarize
-from swarm_net.errors import BadRecord, DirectoryDown
+from swarm_net.errors import BadAddress, BadRecord, DirectoryDown
 from swarm_net.identity import Identity
 from swarm_net.links import Clock
 from swarm_net.messages import MAX_ADDRESSES, MAX_MODELS, ModelSummary, SignedRecord
@@ -44,13 +45,12 @@ LOOKUP_TIMEOUT_S = 6.0
 PUBLISH_TIMEOUT_S = 20.0
 ANSWER_TIMEOUT_S = 3.0  # of one peer
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.2, 10.0
-CHECK_S = 10.0  # between two looks at whether the daemon answers and the DHT node knows others
 LOOKUPS_AT_ONCE = 8
 MAX_OWN_RECORDS = 1024  # published through this node; one more takes the place of the oldest
 MAX_KNOWN_REVISIONS = 256  # whose last answer is kept; one more takes the place of the oldest
 MAX_STORED_KEYS = 20_000  # for others; then those that expire first are dropped
 MAX_ACCEPTED = 8192  # entries whose signature need not be checked again; one more takes the place of the oldest
-MAX_JOIN_PEERS = 16
+JOIN_ADDRESSES_PER_PEER, MAX_JOIN_ADDRESSES = 3, 24
 
 _Pair = tuple[Record, SignedRecord]
 
@@ -67,6 +67,7 @@ class DhtConfig:
     announce: tuple[str, ...] = ()
     initial_peers: tuple[str, ...] = ()
     client_mode: bool = False
+    check_s: float = 10.0  # between two looks at whether the daemon answers and the DHT node knows others
 
 
 class HivemindDirectory:
@@ -276,18 +277,18 @@ class HivemindDirectory:
     async def _check(self) -> None:
         """End a daemon that does not answer, and join anew when all others are lost, as after a cut of the network."""
         while True:
-            await asyncio.sleep(CHECK_S)
+            await asyncio.sleep(self._config.check_s)
             running, hivemind = self._running, self._hivemind
             if running is None or hivemind is None:
                 continue
             if not await running.answers():
                 _log.warning("the libp2p daemon does not answer and is ended pid=%s", running.daemon.pid)
                 await running.daemon.stop()
-            elif not running.knows_others and (peers := self._peers_to_join()):
+            elif not running.knows_others() and (peers := self._peers_to_join()):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(BUILD_TIMEOUT_S):
                         await running.join(hivemind, peers)
-                if running.knows_others:
+                if running.knows_others():
                     await self._publish_anew()
 
     async def _publish_anew(self) -> None:
@@ -301,14 +302,15 @@ class HivemindDirectory:
 
     def _peers_to_join(self) -> tuple[str, ...]:
         """Return where others' daemons are: those given first, then those that records name."""
-        others = [
-            address
-            for pairs in self._known.values()
-            for record, _ in pairs.values()
-            if record.peer != self._identity.peer_id
-            for address in record.libp2p[:1]
-        ]
-        return tuple(dict.fromkeys([*self._config.initial_peers, *others]))[:MAX_JOIN_PEERS]
+        others: list[str] = []
+        for pairs in self._known.values():
+            for record, _ in pairs.values():
+                if record.peer != self._identity.peer_id:
+                    with contextlib.suppress(
+                        BadAddress
+                    ):  # one address that it cannot read keeps a daemon from starting
+                        others += [str(parse_address(address)) for address in record.libp2p[:JOIN_ADDRESSES_PER_PEER]]
+        return tuple(dict.fromkeys([*self._config.initial_peers, *others]))[:MAX_JOIN_ADDRESSES]
 
 
 class _Running:
@@ -350,8 +352,8 @@ class _Running:
             visible = [str(address) for address in await p2p.get_visible_maddrs()]
             self.addresses = tuple(address for address in visible if "/tcp/" in address)
 
-    @property
     def knows_others(self) -> bool:
+        """Tell whether the DHT node has anyone to ask."""
         return bool(self.node.protocol.routing_table.uid_to_peer_id)
 
     async def answers(self) -> bool:
@@ -372,11 +374,13 @@ class _Running:
     async def join(self, hivemind: "_Hivemind", peers: Iterable[str]) -> None:
         """Dial these peers and make them known to the DHT node, as far as they answer."""
         for address in peers:
-            where, _, peer = address.rpartition("/p2p/")
-            peer_id = hivemind.peer_id.from_base58(peer)
-            dialed = await _outcome(self._p2p._client.connect(peer_id, [hivemind.multiaddr(where)]))
-            if not isinstance(dialed, Exception):
-                await _outcome(self.node.protocol.call_ping(peer_id))
+            await _outcome(self._join_one(hivemind, address))
+
+    async def _join_one(self, hivemind: "_Hivemind", address: str) -> None:
+        where, _, peer = address.rpartition("/p2p/")
+        peer_id = hivemind.peer_id.from_base58(peer)
+        await self._p2p._client.connect(peer_id, [hivemind.multiaddr(where)])
+        await self.node.protocol.call_ping(peer_id)
 
     async def stop(self) -> None:
         """End the process and what hivemind runs in our loop."""

@@ -13,6 +13,7 @@ Numeric classes are mixed only if none covers the model alone. Nodes that say th
 taken only if no route avoids them: their record may be older than their memory's state, and their refusal has numbers.
 """
 
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -265,5 +266,7 @@ class _Search:
 
 def _exits(record: Record, boundary: int, starts: Sequence[int], rtt_s: float) -> list[tuple[int, int]]:
     """Return where a hop that enters at `boundary` may end, the end of its span last, with the cost in nanoseconds."""
-    ends = [start for start in starts if boundary < start < record.end] + [record.end]
-    return [(end, round(hop_s(record, end - boundary, rtt_s) * _NS)) for end in ends]
+    entry_ns = hop_s(record, 0, rtt_s) * _NS
+    block_ns = hop_s(record, 1, rtt_s) * _NS - entry_ns
+    ends = [*starts[bisect_right(starts, boundary) : bisect_left(starts, record.end)], record.end]
+    return [(end, round(entry_ns + (end - boundary) * block_ns)) for end in ends]

@@ -166,8 +166,11 @@ class Swarm:
         self.directory = directory
         self.members: list[HivemindDirectory] = []
 
-    def member(self, identity: Identity, *initial_peers: str, client_mode: bool = False) -> HivemindDirectory:
+    def member(
+        self, identity: Identity, *initial_peers: str, client_mode: bool = False, check_s: float = 10.0
+    ) -> HivemindDirectory:
         config = DhtConfig(
+            check_s=check_s,
             data_dir=self.directory / identity.peer_id,
             listen=("/ip4/127.0.0.1/tcp/0",),
             initial_peers=initial_peers or (self.members[0].addresses if self.members else ()),
@@ -176,8 +179,8 @@ class Swarm:
         self.members.append(HivemindDirectory(identity, config, clock=SystemClock()))
         return self.members[-1]
 
-    async def join(self, identity: Identity, *initial_peers: str, client_mode: bool = False) -> HivemindDirectory:
-        member = self.member(identity, *initial_peers, client_mode=client_mode)
+    async def join(self, identity: Identity, *initial_peers: str, **options: Any) -> HivemindDirectory:
+        member = self.member(identity, *initial_peers, **options)
         await member.start()
         return member
 
@@ -297,6 +300,46 @@ async def test_a_killed_daemon_is_noticed_and_everything_rebuilt(swarm: Swarm) -
     found = await two.lookup(REVISION)
     assert newer in found
     assert theirs in found
+
+
+@needs_hivemind
+async def test_a_daemon_that_hangs_is_replaced(swarm: Swarm) -> None:
+    one = await swarm.join(ME, check_s=0.1)
+    two = await swarm.join(OTHER)
+    await one.publish(mine := sign(record(ME, time.time_ns(), libp2p=one.addresses), ME))
+    hung = one.daemon_pid
+    assert hung is not None
+    os.kill(hung, signal.SIGSTOP)
+    await eventually(lambda: one.daemon_pid not in (hung, None))
+    assert mine in await one.lookup(REVISION)
+    assert mine in await two.lookup(REVISION)
+
+
+@needs_hivemind
+async def test_nodes_that_lost_each_other_find_each_other_again(swarm: Swarm) -> None:
+    one = await swarm.join(ME, check_s=0.1)
+    two = await swarm.join(OTHER, check_s=0.1)
+    # What makes no sense to a daemon must not keep it from starting.
+    hostile = Identity.generate()
+    broken = (f"/nonsense/p2p/{hostile.peer_id}",)
+    for member, identity, libp2p in ((one, ME, one.addresses), (two, OTHER, two.addresses), (one, hostile, broken)):
+        await member.publish(sign(record(identity, time.time_ns(), libp2p=libp2p), identity))
+    for member in (one, two):
+        assert len(await member.lookup(REVISION)) == 3
+    pids = [member.daemon_pid for member in (one, two)]
+    for pid in pids:
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: not one.is_up and not two.is_up)
+    await eventually(lambda: one.is_up and two.is_up)
+    late = Identity.generate()
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(DirectoryDown):
+                await one.publish(signed := sign(record(late, time.time_ns()), late))
+                if signed in await two.lookup(REVISION):
+                    break
+            await asyncio.sleep(0.1)
 
 
 @needs_hivemind
