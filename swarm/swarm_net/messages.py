@@ -199,7 +199,7 @@ class SamplingSpec(Part, kw_only=True, frozen=True):
     repetition_penalty: float = 1.0
     seed: Natural = 0
     logprobs: bool = False
-    top_logprobs: Annotated[int, Meta(ge=0, le=32)] = 0
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
     grammar: Blob = b""
 
 
@@ -319,7 +319,7 @@ class Result(Message, tag="result", kw_only=True, frozen=True):
     tokens: Tokens = ()
     logprobs: Annotated[tuple[float, ...], Meta(max_length=1024)] = ()
     top_logprobs: Annotated[
-        tuple[Annotated[tuple[TokenLogprob, ...], Meta(max_length=32)], ...], Meta(max_length=1024)
+        tuple[Annotated[tuple[TokenLogprob, ...], Meta(max_length=20)], ...], Meta(max_length=1024)
     ] = ()
     accepted: Annotated[tuple[Natural, ...], Meta(max_length=1024)] = ()
     acknowledged: Annotated[tuple[Natural, ...], Meta(max_length=1024)] = ()
