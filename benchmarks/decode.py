@@ -1,0 +1,249 @@
+"""Two hops against one process: `python benchmarks/decode.py [--quick] [--models small,large] [--json FILE]`.
+
+Real node processes, TLS, one thread each, against transformers' `generate` with one thread, in turns within each
+repeat; medians with the lowest and highest repeat. Random Llamas: `small` has hidden 512 and 8 blocks, `large` hidden
+1024 and 16, both a vocabulary of 32,000. The blocks are split so that the hops' measured times balance, head included.
+Ratios are ours over theirs for rates, and for times to first token; the last column is what we aim at.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+import uvloop
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import hop_costs
+from reference import Reference
+from swarm_client import AsyncRemoteModel
+from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
+from swarm_sim.splits import split_evenly
+
+SEED = 0
+VOCABULARY = 32_000
+NEW_TOKENS = 64
+PROMPTS = (128, 1024)
+SESSIONS = 8
+MODELS = {"small": (512, 8, 1408), "large": (1024, 16, 2816)}  # hidden, blocks, intermediate
+TARGETS = {
+    "decode": {"float32": ">= 0.9", "bfloat16": ">= 0.9"},
+    "first 128": {"float32": "<= 1.1", "bfloat16": "<= 1.1"},
+    "first 1024": {"float32": "<= 0.8", "bfloat16": "<= 0.8"},
+    "8 sessions": {"float32": ">= 1.0", "bfloat16": ">= 0.8"},
+    "hop": {"float32": "<= 0.6", "bfloat16": "<= 0.6"},
+}
+
+
+@dataclass
+class Row:
+    """One figure of one model and number format, over the repeats."""
+
+    model: str
+    dtype: str
+    figure: str
+    unit: str
+    local: list[float] = field(default_factory=list)
+    swarm: list[float] = field(default_factory=list)
+    target: str = ""
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(ours / theirs for ours, theirs in zip(self.swarm, self.local, strict=True))
+
+
+@dataclass
+class Hop:
+    """Where the time of a decode step goes, medians in milliseconds."""
+
+    model: str
+    dtype: str
+    interval: float
+    compute: float
+    beyond: float  # per hop
+    queue: float  # per hop, hand-over to the thread included
+    hand_over: float
+    serialization: float
+    tls: float
+    kernel: float
+
+
+def make_checkpoint(directory: Path, name: str) -> Path:
+    """Save a random Llama in bfloat16."""
+    hidden, blocks, intermediate = MODELS[name]
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=blocks,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    path = directory / f"llama-{name}"
+    model.save_pretrained(path)
+    return path
+
+
+async def run_pair(name: str, checkpoint: Path, dtype: str, repeats: int, progress: Progress) -> tuple[list[Row], Hop]:
+    """Measure one model in one number format."""
+    hidden, blocks, _ = MODELS[name]
+    with Reference(checkpoint, dtype) as reference:
+        weights = reference.ask({"weigh": True})
+        splits = split_evenly(blocks, 2, weights["head_s"] / weights["block_s"])
+        plan = LocalSwarmPlan(
+            model=checkpoint,
+            splits=splits,
+            dtype=dtype,
+            threads=1,
+            kv_memory="1GiB",
+            environment={"SWARM_NODE_DHT": "off"},
+        )
+        async with (
+            LocalSwarm(plan) as swarm,
+            AsyncRemoteModel.connect(checkpoint.name, swarm.bootstrap) as model,
+        ):
+            return await measure(name, dtype, hidden, model, reference, repeats, progress)
+
+
+async def measure(
+    name: str,
+    dtype: str,
+    hidden: int,
+    model: AsyncRemoteModel,
+    reference: Reference,
+    repeats: int,
+    progress: Progress,
+) -> tuple[list[Row], Hop]:
+    def row(figure: str, unit: str) -> Row:
+        return Row(name, dtype, figure, unit, target=TARGETS[figure][dtype])
+
+    def prompt(tokens: int, number: int) -> list[int]:
+        return [(number * 7919 + place * 31) % (VOCABULARY - 10) + 3 for place in range(tokens)]
+
+    decode, many = row("decode", "tokens/s"), row("8 sessions", "tokens/s")
+    firsts = [row(f"first {tokens}", "ms") for tokens in PROMPTS]
+    intervals, computes, queues = [], [], []
+    task = progress.add_task(f"{name} {dtype}", total=repeats)
+    await model.generate([prompt(64, n) for n in range(2)], max_new_tokens=8, temperature=0)
+    for repeat in range(repeats):
+        for tokens, first in zip(PROMPTS, firsts, strict=True):
+            first_s, rate = await asyncio.to_thread(reference.generate, 1, tokens, NEW_TOKENS)
+            generation = await model.generate(prompt(tokens, repeat), max_new_tokens=NEW_TOKENS, temperature=0)
+            first.local.append(first_s * 1e3)
+            first.swarm.append(generation.timings.time_to_first_token_s * 1e3)
+            if tokens == PROMPTS[0]:
+                assert generation.timings.tokens_per_s is not None
+                decode.local.append(rate)
+                decode.swarm.append(generation.timings.tokens_per_s)
+                intervals.append(1e3 / generation.timings.tokens_per_s)
+                computes.append(sum(hop.compute_ms for hop in generation.timings.hops))
+                queues.append(statistics.mean(hop.queue_ms for hop in generation.timings.hops))
+        _, rate = await asyncio.to_thread(reference.generate, SESSIONS, PROMPTS[0], NEW_TOKENS)
+        many.local.append(rate)
+        many.swarm.append(await together(model, [prompt(PROMPTS[0], repeat * 10 + n) for n in range(SESSIONS)]))
+        progress.advance(task)
+    costs = await asyncio.to_thread(hop_costs.measure, hidden * (4 if dtype == "float32" else 2))
+    interval, compute = statistics.median(intervals), statistics.median(computes)
+    hop = Hop(
+        model=name,
+        dtype=dtype,
+        interval=interval,
+        compute=compute,
+        beyond=statistics.median((i - c) / 2 for i, c in zip(intervals, computes, strict=True)),
+        queue=statistics.median(queues),
+        **{part: micros / 1e3 for part, micros in asdict(costs).items()},
+    )
+    return [decode, *firsts, many], hop
+
+
+async def together(model: AsyncRemoteModel, prompts: Sequence[list[int]]) -> float:
+    """Return tokens a second of all sessions, from when the last has its first token."""
+    loop = asyncio.get_running_loop()
+    stamps: list[list[float]] = [[] for _ in prompts]
+
+    async def run(number: int) -> None:
+        async for _ in model.stream(prompts[number], max_new_tokens=NEW_TOKENS, temperature=0):
+            stamps[number].append(loop.time())
+
+    await asyncio.gather(*(run(number) for number in range(len(prompts))))
+    start = max(times[0] for times in stamps)
+    end = max(times[-1] for times in stamps)
+    return sum(1 for times in stamps for time in times if time > start) / (end - start)
+
+
+def show(rows: Sequence[Row], hops: Sequence[Hop], console: Console) -> None:
+    """Print the tables."""
+
+    def figures(values: Sequence[float]) -> str:
+        return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+    table = Table(
+        "model", "format", "figure", "transformers", "two hops", "ratio", "aim", title="Two hops, one process"
+    )
+    for row in rows:
+        table.add_row(
+            row.model,
+            row.dtype,
+            f"{row.figure}, {row.unit}",
+            figures(row.local),
+            figures(row.swarm),
+            f"{row.ratio:.2f}",
+            row.target,
+        )
+    console.print(table)
+    parts = ("interval", "compute", "beyond", "queue", "hand_over", "serialization", "tls", "kernel")
+    costs = Table(
+        "model", "format", *parts, title="A decode step, ms; from `beyond` on: of one hop (aim: beyond <= 0.6)"
+    )
+    for hop in hops:
+        costs.add_row(hop.model, hop.dtype, *(f"{getattr(hop, part):.3f}" for part in parts))
+    console.print(costs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="small,large")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="the small model, two repeats")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    asked = parser.parse_args()
+    names = ["small"] if asked.quick else asked.models.split(",")
+    repeats = 2 if asked.quick else asked.repeats
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(
+        f"seed {SEED}, {repeats} repeats, prompt 128 unless said, {NEW_TOKENS} new tokens; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+    rows: list[Row] = []
+    hops: list[Hop] = []
+    with tempfile.TemporaryDirectory() as directory, Progress(console=console, transient=True) as progress:
+        for name in names:
+            checkpoint = make_checkpoint(Path(directory), name)
+            for dtype in asked.dtypes.split(","):
+                new_rows, hop = uvloop.run(run_pair(name, checkpoint, dtype, repeats, progress))
+                rows += new_rows
+                hops.append(hop)
+    show(rows, hops, console)
+    if asked.json:
+        asked.json.write_text(json.dumps({"rows": [asdict(row) for row in rows], "hops": [asdict(h) for h in hops]}))
+
+
+if __name__ == "__main__":
+    main()
