@@ -78,13 +78,18 @@ class RemoteModel:
         """The name and exact revision that was found."""
         return self._model.model
 
+    # A string is also a sequence of strings; it is one prompt.
     @overload
-    def generate(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> Generation: ...
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, **arguments: Unpack[Arguments]
+    ) -> Generation: ...
     @overload
-    def generate(self, prompt: list[Prompt], **arguments: Unpack[Arguments]) -> list[Generation]: ...
+    def generate(self, prompt: Sequence[Prompt], **arguments: Unpack[Arguments]) -> list[Generation]: ...
     def generate(self, prompt: Prompts, **arguments: Unpack[Arguments]) -> Generation | list[Generation]:
         """Continue a prompt, or several at once; see `AsyncRemoteModel.generate`."""
-        return self._loop.run(self._model.generate(prompt, **arguments))  # type: ignore[arg-type]
+        either: Any = prompt  # the overloads are those of the other side
+        result: Generation | list[Generation] = self._loop.run(self._model.generate(either, **arguments))
+        return result
 
     def stream(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> "BlockingTokenStream":
         """Return the tokens of one continuation as they come; see `AsyncRemoteModel.stream`."""

@@ -21,6 +21,8 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from swarm_net.session_errors import RemoteError, SessionError
+
 
 class ClientError(Exception, ABC):
     """A failure on the client's side that its reader can understand and act on."""
@@ -32,10 +34,20 @@ class ClientError(Exception, ABC):
 
 def code(error: BaseException) -> str:
     """Return the name of an error for programs: `kv_full`, `invalid_parameter`."""
-    given = getattr(error, "code", None)
-    if isinstance(given, str):
-        return given
+    if isinstance(error, RemoteError):
+        return error.remote_code
+    if isinstance(error, SessionError):
+        return error.code
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(error).__name__).lower()
+
+
+def first_of(errors: BaseExceptionGroup[Exception]) -> Exception:
+    """Return the first error of a group: of tasks that ran together, the one that ended the others."""
+    first: BaseException = errors
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, Exception)
+    return first
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from swarm_client.deadlines import Patience, opening_deadline_s, result_deadline_s
 from swarm_client.dispatch import Dispatcher
-from swarm_client.errors import BadResult
+from swarm_client.errors import BadResult, first_of
 from swarm_client.session import Answer, Session
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import LinkLost, NetError
@@ -106,7 +106,7 @@ class LiveSession:
                 first = tasks.create_task(self._dial(0))
                 last = tasks.create_task(self._dial(len(hops) - 1)) if len(hops) > 1 else first
         except* SessionError as errors:
-            raise _first_of(errors) from None
+            raise first_of(errors) from None
         self._first, self._last = first.result(), last.result()
         self._first.keep_warm(1)
         self._last.keep_warm(1)
@@ -232,11 +232,3 @@ class LiveSession:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _first_of(errors: BaseExceptionGroup[SessionError]) -> SessionError:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, SessionError)
-    return error

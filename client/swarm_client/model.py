@@ -23,6 +23,7 @@ from swarm_client.errors import (
     NoTokenizer,
     PromptTooLong,
     TokenOutsideVocabulary,
+    first_of,
 )
 from swarm_client.local_model import local_directory, revision_of
 from swarm_client.model_files import ModelFiles, default_cache_dir, load_model_files
@@ -106,10 +107,13 @@ class AsyncRemoteModel:
         """The name and exact revision that was found."""
         return self._connection.model
 
+    # A string is also a sequence of strings; it is one prompt.
     @overload
-    async def generate(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> Generation: ...
+    async def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, **arguments: Unpack[Arguments]
+    ) -> Generation: ...
     @overload
-    async def generate(self, prompt: list[Prompt], **arguments: Unpack[Arguments]) -> list[Generation]: ...
+    async def generate(self, prompt: Sequence[Prompt], **arguments: Unpack[Arguments]) -> list[Generation]: ...
     async def generate(self, prompt: Prompts, **arguments: Unpack[Arguments]) -> Generation | list[Generation]:
         """Continue a prompt, or several at once.
 
@@ -129,7 +133,7 @@ class AsyncRemoteModel:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(_in_turn(stream, turns)) for stream in streams]
         except* Exception as errors:
-            raise _first_of(errors) from None
+            raise first_of(errors) from None
         return [task.result() for task in running]
 
     def stream(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> TokenStream:
@@ -196,10 +200,3 @@ async def _drained(stream: TokenStream) -> Generation:
             pass
     assert stream.generation is not None
     return stream.generation
-
-
-def _first_of(errors: BaseExceptionGroup[Exception]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
+from swarm_client.errors import first_of
 from swarm_client.generation_config import SamplingDefaults, read_sampling_defaults
-from swarm_net.errors import BadManifest
+from swarm_net.errors import BadManifest, NetError
 from swarm_net.manifest import verify_file
 from swarm_net.snapshot import Snapshot
 
@@ -63,8 +64,11 @@ async def load_model_files(snapshot: Snapshot, cache_dir: Path, local_dir: Path 
     folder = cache_dir / snapshot.model.revision
     places = [folder] if local_dir is None else [local_dir, folder]
     found = await asyncio.to_thread(_read_all, names, places, snapshot)
-    async with asyncio.TaskGroup() as tasks:
-        fetching = {name: tasks.create_task(snapshot.fetch_file(name)) for name in names if name not in found}
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            fetching = {name: tasks.create_task(snapshot.fetch_file(name)) for name in names if name not in found}
+    except* NetError as errors:
+        raise first_of(errors) from None
     fetched = {name: task.result() for name, task in fetching.items()}
     return await asyncio.to_thread(_keep_and_open, found | fetched, fetched, folder)
 

@@ -87,14 +87,11 @@ async def test_another_node_goes_on_as_if_nothing_had_happened(
 
 async def test_what_is_known_is_fed_to_the_next_route(model: FakeModel, tmp_path: Path) -> None:
     script = Script(fail_after=(4, ComputeFailed(reason="x")))
-    async with (
-        fake_swarm(model, (0, 8), (0, 8), scripts=[script, Script()]) as swarm,
-        connect(swarm, tmp_path) as remote,
-    ):
+    async with fake_swarm(model, (0, 8), (0, 8), scripts=[script, Script()]) as swarm:
         bad, good = swarm.nodes
         await bad.publish(decode_tokens_per_s=1000.0)
-        await until_known(remote, bad.peer)
-        found = await remote.generate(PROMPT, max_new_tokens=10, temperature=1.0, seed=5)
+        async with connect(swarm, tmp_path) as remote:
+            found = await remote.generate(PROMPT, max_new_tokens=10, temperature=1.0, seed=5)
         assert found.token_ids == continuation(PROMPT, 10, model.vocabulary, seed=5)
         assert found.seed == 5
         assert found.retries[0].tokens_done == 4
@@ -114,13 +111,6 @@ async def until_failure(stream: TokenStream) -> tuple[list[int], Exception | Non
     except (SessionError, BadResult) as error:
         return tokens, error
     return tokens, None
-
-
-async def until_known(remote: AsyncRemoteModel, peer: str) -> None:
-    """Wait until a node with this id would be chosen."""
-    async with asyncio.timeout(10):
-        while (await remote.route()).hops[0].peer != peer:
-            await remote._connection.snapshot.refresh()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from swarm_client.errors import (
     TokenOutsideVocabulary,
 )
 from swarm_client.tokenizer import Tokenizer
-from swarm_net.errors import AmbiguousModel, NoRoute, NoSuchModel, PeerUnreachable
+from swarm_net.errors import AmbiguousModel, BadManifest, NoRoute, NoSuchModel, PeerUnreachable
 from swarm_net.messages import Cancel, Open, Step
 from tests.client import tiny_tokenizers
 from tests.client.fake_swarm import (
@@ -278,6 +278,15 @@ async def test_a_broken_cache_is_fetched_anew(model: FakeModel, tmp_path: Path) 
     async with fake_swarm(model, (0, 8)) as swarm, connect(swarm, tmp_path) as remote:
         await remote.generate("ROMEO:", max_new_tokens=1)
         assert (kept / "tokenizer.json").read_bytes() == tiny_tokenizers.byte_level()
+
+
+async def test_a_file_that_nobody_has_is_a_typed_error(model: FakeModel, tmp_path: Path) -> None:
+    async with fake_swarm(model, (0, 8)) as swarm:
+        (model.directory / "tokenizer.json").write_bytes(b"{}")
+        with pytest.raises(BadManifest):
+            async with connect(swarm, tmp_path):
+                pass
+        assert not (tmp_path / "cache" / model.id.revision / "tokenizer.json").exists()
 
 
 async def test_models_are_named_in_many_ways(model: FakeModel, tmp_path: Path) -> None:
