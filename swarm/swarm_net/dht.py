@@ -196,13 +196,15 @@ class HivemindDirectory:
         if running is None:
             raise DirectoryDown(reason="its daemon has died and is being started anew")
         call = self._tasks.start(_outcome(ask(running.node)), name="call the DHT")
-        await asyncio.wait((call, running.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait((call, running.ended), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            call.cancel()
         if call.done():
             outcome = call.result()
             if isinstance(outcome, Exception):
                 raise DirectoryDown(reason=f"{type(outcome).__name__}: {outcome}") from outcome
             return outcome
-        call.cancel()
         if running.ended.done():
             raise DirectoryDown(reason="its daemon has died and is being started anew")
         raise DirectoryDown(reason=f"no answer within {timeout_s:g} s")
@@ -262,15 +264,13 @@ class HivemindDirectory:
         backoff_s = FIRST_BACKOFF_S
         same_ports = _with_ports(self._config.listen, self._addresses)
         while True:
-            try:
-                return await self._build(same_ports, self._peers_to_join())
-            except DirectoryDown as error:
-                _log.warning("the DHT cannot be joined reason=%s", error.reason)
-            try:
-                # Better alone than not at all: clients ask this node, and `_check` finds the others later.
-                return await self._build(self._config.listen, ())
-            except DirectoryDown as error:
-                _log.warning("the DHT cannot be started reason=%s", error.reason)
+            # Better alone than not at all: clients ask this node, and `_check` finds the others later. They know our
+            # old port, so another one is taken last.
+            for listen, peers in ((same_ports, self._peers_to_join()), (same_ports, ()), (self._config.listen, ())):
+                try:
+                    return await self._build(listen, peers)
+                except DirectoryDown as error:
+                    _log.warning("the DHT cannot be joined peers=%d reason=%s", len(peers), error.reason)
             await asyncio.sleep(backoff_s)
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import AsyncIterator
@@ -390,27 +391,41 @@ asyncio.run(main())
 """
 
 
-async def child(directory: Path, ahead_s: float, *initial_peers: str) -> asyncio.subprocess.Process:
+@contextlib.asynccontextmanager
+async def child(directory: Path, ahead_s: float, *initial_peers: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a node in a process of its own, with a folder for what it cannot clean up when it is killed."""
     arguments = (str(directory / "child"), str(ahead_s), *initial_peers)
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-c", CHILD, *arguments, stdout=asyncio.subprocess.PIPE, start_new_session=True
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            CHILD,
+            *arguments,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "TMPDIR": temporary},
+        )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 @needs_hivemind
 async def test_a_wrong_clock_is_told(swarm: Swarm) -> None:
     member = await swarm.join(ME)
-    joiner = await child(swarm.directory, 20.0, *member.addresses)
-    said, _ = await joiner.communicate()
+    async with child(swarm.directory, 20.0, *member.addresses) as joiner:
+        said, _ = await joiner.communicate()
     assert b"set it (NTP)" in said
 
 
 @needs_hivemind
 async def test_the_daemon_dies_with_a_killed_parent(swarm: Swarm) -> None:
-    parent = await child(swarm.directory, 0.0)
-    assert parent.stdout is not None
-    assert await parent.stdout.readline() == b"ready\n"
-    assert len(swarm.daemons()) == 2
-    parent.kill()
-    await parent.wait()
-    await eventually(lambda: not swarm.daemons())
+    async with child(swarm.directory, 0.0) as parent:
+        assert parent.stdout is not None
+        assert await parent.stdout.readline() == b"ready\n"
+        assert len(swarm.daemons()) == 2
+        parent.kill()
+        await parent.wait()
+        await eventually(lambda: not swarm.daemons())
