@@ -5,10 +5,14 @@ that tokens whose pages follow one another lie in memory as one sequence. Which 
 by attention.py.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
+
+ALIGNMENT: Final = 64  # bytes, a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,18 @@ class KVPool:
     ) -> None:
         slots = pages * page_size
         self.page_size: Final = page_size
-        self.keys: Final = [
-            torch.zeros(slots, shape.kv_heads, shape.key_size, dtype=dtype, device=device) for shape in shapes
-        ]
-        self.values: Final = [
-            torch.zeros(slots, shape.kv_heads, shape.value_size, dtype=dtype, device=device) for shape in shapes
-        ]
+        self.keys: Final = [_zeros((slots, shape.kv_heads, shape.key_size), dtype, device) for shape in shapes]
+        self.values: Final = [_zeros((slots, shape.kv_heads, shape.value_size), dtype, device) for shape in shapes]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros whose memory, on a CPU, the system hands out page by page when it is first written: torch writes them all.
+
+    A node then takes what its sessions use, not its limit, and starts at once.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)
