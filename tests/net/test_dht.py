@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_net.clocks import SystemClock
@@ -117,11 +117,13 @@ def test_forged_and_untimely_records_are_not_accepted() -> None:
     assert not acceptable(*entry(signed, opened, 0), NOW_NS + (61 + EXPIRED_GRACE_S) * S)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.binary(max_size=300), st.binary(max_size=300), st.floats())
 def test_noise_is_not_accepted(key: bytes, subkey: bytes, value: bytes, expires_s: float) -> None:
     assert not acceptable(key, subkey, value, expires_s, NOW_NS)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.binary(min_size=32, max_size=32))
 def test_the_list_of_models_is_bounded(revision: str, key: bytes) -> None:
     assert 0 <= int.from_bytes(index_slot(revision, key), "big") < INDEX_SLOTS

@@ -215,13 +215,14 @@ def test_a_manifest_from_a_stranger_is_checked(tmp_path: Path) -> None:
         open_manifest(long, sha256(long).hexdigest())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_noise_is_no_manifest(data: bytes) -> None:
     with pytest.raises(BadManifest):
         open_manifest(data, sha256(data).hexdigest())
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(place=st.integers(0, 400), value=st.integers(0, 255))
 def test_a_damaged_header_is_refused_or_another_revision(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int

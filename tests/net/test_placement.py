@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_net.messages import ModelId
@@ -30,6 +30,7 @@ def node(start: int, end: int, *, num_blocks: int = 12, rate: float = 20.0, stat
     )
 
 
+@settings(deadline=None)
 @given(st.lists(spans, max_size=8), st.integers(1, 20), st.floats(0, 1e6), st.integers(0, 99))
 def test_the_span_lies_in_the_model_and_takes_most_of_what_is_lacking(
     served: list[tuple[int, int, float]], capacity: int, my_rate: float, seed: int
@@ -44,6 +45,7 @@ def test_the_span_lies_in_the_model_and_takes_most_of_what_is_lacking(
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.lists(st.integers(1, 12), min_size=1, max_size=12), st.integers(0, 99))
 def test_each_newcomer_closes_a_gap_while_there_is_one(num_blocks: int, capacities: list[int], seed: int) -> None:
     records: list[Record] = []

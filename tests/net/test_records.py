@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarm_net.errors import BadRecord
@@ -158,12 +158,14 @@ def test_nobody_signs_for_another() -> None:
         open_record(msgspec.structs.replace(signed, signature=ME.sign(signed.body)), NOW_NS)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=600))
 def test_noise_is_refused(body: bytes) -> None:
     with pytest.raises(BadRecord):
         open_record(SignedRecord(body=body, key=ME.public_key, signature=ME.sign(body)), NOW_NS)
 
 
+@settings(deadline=None)
 @given(st.integers(0), st.integers(1, 255))
 def test_any_changed_byte_is_noticed(place: int, change: int) -> None:
     signed = sign(make(), ME)
@@ -193,6 +195,7 @@ def test_numeric_class_and_digests() -> None:
     assert make(block_digests=b"").digest_of(4) == b""
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12), st.lists(st.tuples(st.integers(0, 11), st.integers(1, 12)), max_size=6))
 def test_missing_blocks_are_those_in_no_span(num_blocks: int, spans: list[tuple[int, int]]) -> None:
     spans = [(start, min(start + length, 12)) for start, length in spans]

@@ -89,7 +89,7 @@ def attempt(records: list[Record], **options: Any) -> Route | NoRoute:
         return error
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(nodes(), st.integers(0, 9))
 def test_the_route_is_the_cheapest_consistent_one(records: list[Record], seed: int) -> None:
     costs = list(brute_force(records))
@@ -103,6 +103,7 @@ def test_the_route_is_the_cheapest_consistent_one(records: list[Record], seed: i
         assert found.token_s == pytest.approx(min(costs), abs=1e-7)
 
 
+@settings(deadline=None)
 @given(nodes(), st.sets(st.sampled_from([f"p{number}" for number in range(6)])))
 def test_excluded_nodes_are_never_in_it(records: list[Record], banned: set[str]) -> None:
     exclude = frozenset(map(PeerId, banned))
