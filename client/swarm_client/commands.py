@@ -153,7 +153,7 @@ def _prompt(prompt: str | None, ids: str | None) -> str | list[int]:
         if prompt is not None:
             raise InvalidParameter("ids", ids, "ids, or else a prompt: not both")
         try:
-            return [int(number) for number in ids.split(",")]
+            return [int(number) for number in ids.split(",")] if ids.strip() else []
         except ValueError as error:
             raise InvalidParameter("ids", ids, "whole numbers separated by commas: 1,2,3") from error
     if prompt is not None and prompt != "-":

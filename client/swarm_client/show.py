@@ -14,16 +14,15 @@ Failed = ClientError | NetError
 
 
 def generation_json(generation: Generation) -> dict[str, Any]:
-    """Return a generation as JSON values; the hops' times stand beside their blocks."""
+    """Return a generation as JSON values, named as its fields; the hops' times stand beside their blocks."""
     values: dict[str, Any] = msgspec.to_builtins(generation)
-    ids = values.pop("token_ids")
     timings, hops = values["timings"], values["route"]
     timings["hops"] = [{**hop, **times} for hop, times in zip(hops, timings["hops"], strict=False)]
     if values["logprobs"] is None:
         del values["logprobs"]
     if values["top_logprobs"] is None:
         del values["top_logprobs"]
-    return {"ids": ids, **values}
+    return values
 
 
 def summary_line(generation: Generation) -> str:

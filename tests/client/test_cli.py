@@ -45,7 +45,7 @@ def run_json(*arguments: str, stdin: str | None = None, code: int = 0) -> Any:
 def test_generate_prints_json(swarm: FakeSwarm) -> None:
     found = run_json("generate", "ROMEO:", "--max-new-tokens", "12", "--temperature", "0", "--logprobs")
     ids = continuation(TOKENIZER.encode("ROMEO:"), 12, swarm.model.vocabulary)
-    assert found["ids"] == ids
+    assert found["token_ids"] == ids
     assert found["text"] == TOKENIZER.decode(ids)
     assert found["finish_reason"] == "length"
     assert found["usage"] == {"prompt_tokens": len(TOKENIZER.encode("ROMEO:")), "completion_tokens": 12}
@@ -74,7 +74,7 @@ def test_generate_streams_text(swarm: FakeSwarm) -> None:
 
 
 def test_generate_takes_ids_and_standard_input(swarm: FakeSwarm) -> None:
-    assert run_json("generate", "--ids", "5, 6,7", "--max-new-tokens", "3")["ids"] == continuation(
+    assert run_json("generate", "--ids", "5, 6,7", "--max-new-tokens", "3")["token_ids"] == continuation(
         [5, 6, 7], 3, swarm.model.vocabulary
     )
     piped = run_json("generate", "--max-new-tokens", "1", stdin="ROMEO:")
@@ -96,6 +96,7 @@ def test_generate_passes_every_option_on(swarm: FakeSwarm) -> None:
         (["generate", ""], "empty_prompt"),
         (["generate", "x", "--temperature", "-1"], "invalid_parameter"),
         (["generate", "x", "--ids", "1"], "invalid_parameter"),
+        (["generate", "--ids", ""], "empty_prompt"),
         (["generate", "--ids", "1,b"], "invalid_parameter"),
         (["generate", "--ids", "99999"], "token_outside_vocabulary"),
         (["generate", "--ids", ",".join(["5"] * 300)], "prompt_too_long"),
@@ -159,7 +160,7 @@ def test_chat_keeps_the_history(swarm: FakeSwarm) -> None:
     assert result.exit_code == 0
     assert len(answers) == 2
     first = "<system>Be brief.\n<user>hello\n<assistant>"
-    assert answers[0]["ids"] == continuation(TOKENIZER.encode(first), 4, swarm.model.vocabulary)
+    assert answers[0]["token_ids"] == continuation(TOKENIZER.encode(first), 4, swarm.model.vocabulary)
     assert answers[1]["usage"]["prompt_tokens"] > answers[0]["usage"]["prompt_tokens"]
     for_people = run("chat", "--max-new-tokens", "4", stdin="hello\n")
     assert for_people.exit_code == 0
@@ -237,4 +238,4 @@ def test_needs_neither_torch_nor_transformers_nor_hivemind(
     assert subprocess.run(check, env=blocked, capture_output=True, check=False).returncode == 1
     done = subprocess.run(command, env=blocked, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["ids"] == continuation(TOKENIZER.encode("ROMEO:"), 5, swarm.model.vocabulary)
+    assert json.loads(done.stdout)["token_ids"] == continuation(TOKENIZER.encode("ROMEO:"), 5, swarm.model.vocabulary)
