@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LIFETIME_S = 180.0
 PERIOD_S = 45.0  # three misses in a row, and the record still stands
+RETRY_S = 5.0
 PUBLISH_TIMEOUT_S = 20.0
 
 
@@ -59,6 +60,7 @@ class Announcer:
         self._load = load
         self._clock = clock
         self._rng = rng
+        self._is_published = False
 
     def record(self, state: State = "online") -> Record:
         """The node's record as of now."""
@@ -95,11 +97,14 @@ class Announcer:
                 await self._directory.publish(sign(self.record(state), self._identity))
         except (NetError, TimeoutError) as error:
             log.warning("record not published: %s", error or "no answer in time")
-            return False
-        return True
+            self._is_published = False
+        else:
+            self._is_published = True
+        return self._is_published
 
     async def run(self) -> None:
-        """Publish for ever, with jitter, so that nodes that started together do not stay together."""
+        """Keep what was published once alive, with jitter: nodes that started together do not stay together."""
         while True:
-            published = await self.publish()
-            await asyncio.sleep((PERIOD_S if published else PERIOD_S / 9) * self._rng.uniform(0.8, 1.2))
+            wait_s = PERIOD_S if self._is_published else RETRY_S
+            await asyncio.sleep(wait_s * self._rng.uniform(0.8, 1.2))
+            await self.publish()
