@@ -17,6 +17,9 @@ from swarm_model.kv_pool import KVPool
 from swarm_model.step import Step, Stretch
 
 PAGED: Final = "swarm_paged"
+MANY_ROWS: Final = 32  # chunks from which on the choice of the kernel matters
+CACHED_SCORES: Final = 1 << 20  # values
+HAS_BFLOAT16_PRODUCTS: Final = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 # Arguments of attention functions that change nothing for causal inference over pages
 HARMLESS: Final = frozenset({"dropout", "position_ids", "use_cache", "output_router_logits", "output_attentions"})
 
@@ -86,17 +89,27 @@ def paged_attention(
     block = layer_idx - kv.first_block
     keys, values = kv.pool.keys[block], kv.pool.values[block]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = sliding_window or 0
     outputs = []
     for stretch in kv.step.stretches:
-        window = sliding_window or 0
         rows = query if stretch.tokens == query.shape[2] else query.narrow(2, stretch.offset, stretch.tokens)
         # Only the last tokens are read: those of the chunk, and what the window of its first token reaches
-        reach = stretch.length if not window else min(stretch.length, stretch.tokens + window - 1)
+        reach = min(stretch.length, stretch.tokens + window - 1) if window else stretch.length
         session_keys, session_values = _tokens_of(keys, stretch, reach), _tokens_of(values, stretch, reach)
-        mask = None
-        if stretch.tokens > 1 and (reach > stretch.tokens or 0 < window < reach or softcap is not None):
-            mask = kv.step.mask(stretch.tokens, reach, window if window < reach else 0)
-        outputs.append(_attend(rows, session_keys, session_values, mask, scale, softcap))
+        if stretch.tokens == 1 and softcap is None:
+            outputs.append(_attend_one(rows, session_keys, session_values, scale))
+            continue
+        by_scores = softcap is not None or (stretch.tokens >= MANY_ROWS and _scores_are_quicker(query))
+        causal = reach == stretch.tokens and not 0 < window < reach and not by_scores
+        mask = None if causal else kv.step.mask(stretch.tokens, reach, window if window < reach else 0)
+        if by_scores:
+            outputs.append(_attend_by_scores(rows, session_keys, session_values, mask, scale, softcap))
+        else:
+            outputs.append(
+                F.scaled_dot_product_attention(
+                    rows, session_keys, session_values, mask, is_causal=causal, scale=scale, enable_gqa=True
+                )
+            )
     attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # [1, heads, tokens, value size]
     return attended.transpose(1, 2), None
 
@@ -114,7 +127,15 @@ def _tokens_of(pool: torch.Tensor, stretch: Stretch, reach: int) -> torch.Tensor
     return rows.transpose(0, 1).unsqueeze(0)
 
 
-def _attend(
+def _attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attend one token, `[1, heads, 1, head size]`, to all keys; heads that share keys become rows of one head."""
+    _, heads, _, size = query.shape
+    kv_heads = keys.shape[1]
+    grouped = query.reshape(1, kv_heads, heads // kv_heads, size)
+    return F.scaled_dot_product_attention(grouped, keys, values, scale=scale).reshape(1, heads, 1, -1)
+
+
+def _attend_by_scores(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -122,39 +143,35 @@ def _attend(
     scale: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attend one session's rows, `[1, heads, rows, head size]`, without a mask causally. Keeps the query's layout."""
+    """Attention written out, some heads at a time so that their scores stay in the processor's cache.
+
+    With `softcap`, scores pass through softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118, section 2).
+    Operations and their order are those of transformers' eager attention.
+    """
     _, heads, rows, size = query.shape
-    kv_heads = keys.shape[1]
-    if softcap is not None:
-        return _attend_softcapped(query, keys, values, mask, scale, softcap)
-    if rows == 1:
-        # The heads that share keys become rows of one head: nothing is repeated
-        grouped = query.reshape(1, kv_heads, heads // kv_heads, size)
-        return F.scaled_dot_product_attention(grouped, keys, values, scale=scale).reshape(1, heads, 1, -1)
-    return F.scaled_dot_product_attention(
-        query, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=heads != kv_heads
-    )
+    kv_heads, length = keys.shape[1], keys.shape[2]
+    group = heads // kv_heads
+    grouped = query.reshape(kv_heads, group * rows, size)
+    at_once = max(1, CACHED_SCORES // (group * rows * length))
+    outputs = []
+    for first in range(0, kv_heads, at_once):
+        some = slice(first, first + at_once)
+        scores = torch.bmm(grouped[some], keys[0, some].transpose(1, 2)).mul_(scale)  # [kv heads, group * rows, length]
+        if softcap is not None:
+            scores.div_(softcap).tanh_().mul_(softcap)
+        if mask is not None:
+            scores.view(-1, rows, length).add_(mask)
+        outputs.append(torch.bmm(torch.softmax(scores, dim=-1), values[0, some]))
+    attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return attended.view(1, heads, rows, -1)
 
 
-def _attend_softcapped(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float,
-    softcap: float,
-) -> torch.Tensor:
-    """Attention whose scores pass through softcap * tanh(scores / softcap), as Gemma 2 does it (arXiv 2408.00118)."""
-    _, heads, rows, size = query.shape
-    kv_heads = keys.shape[1]
-    grouped = query.reshape(1, kv_heads, heads // kv_heads * rows, size)
-    scores = torch.matmul(grouped, keys.transpose(2, 3)) * scale  # [1, kv heads, group * rows, length]
-    scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores.view(1, kv_heads, -1, rows, keys.shape[2]) + mask
-        scores = scores.view(1, kv_heads, -1, keys.shape[2])
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, values).view(1, heads, rows, -1)
+def _scores_are_quicker(query: torch.Tensor) -> bool:
+    """torch's CPU flash attention multiplies in float32; products of bfloat16, where they exist, take 1/2 to 1/4.
+
+    Measured for chunks of 128 to 256 tokens over 128 to 2,048 (benchmarks/span.py, first token).
+    """
+    return query.dtype == torch.bfloat16 and query.device.type == "cpu" and HAS_BFLOAT16_PRODUCTS
 
 
 def _refuse_unknown(family: str, others: dict[str, Any]) -> None:

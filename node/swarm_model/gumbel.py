@@ -34,7 +34,7 @@ def noise_hashes(seed: int, position: int, tokens: npt.NDArray[np.integer]) -> H
 
 
 def gumbel(hashes: Hashes) -> npt.NDArray[np.float64]:
-    """Turn hashes into Gumbel(0, 1) variates: -log(-log u), u the middle of one of 2^52 equal intervals, never 0 or 1."""
+    """Turn hashes into Gumbel(0, 1) variates: -log(-log u), u the middle of one of 2^52 equal parts of (0, 1)."""
     uniform = ((hashes >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return -np.log(-np.log(uniform))
 

@@ -1,11 +1,11 @@
 """Weights of one span, from safetensors files into a pruned transformers model, in the wanted dtype, on one device.
 
 transformers' loader does the renaming, the fusing of experts, the tying and the casts; it is given only the tensors
-that the span needs, each read when its turn comes. Owns the order of work that keeps at most two copies of the span in
-memory: the loader's result may still be pages of the mapped files, and is moved into memory of our own piece by piece.
-Called by span.py.
+that the span needs, each read when its turn comes. Files are read, not mapped: mapped pages would stay in memory beside
+the weights cast from them, for as long as the file is open. Called by span.py.
 """
 
+import mmap
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -27,16 +26,46 @@ from swarm_model.tensor_files import TensorInfo
 NAMED: Final = 3  # missing tensors that an error names
 
 
+TORCH_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
 class LazyTensor:
     """A tensor of a checkpoint that is read when transformers' loader asks for it with `[...]`."""
 
-    def __init__(self, file: Any, info: TensorInfo, on_bytes: Callable[[int], None]) -> None:
-        self._file, self._info, self._on_bytes = file, info, on_bytes
+    def __init__(self, directory: Path, info: TensorInfo, on_bytes: Callable[[int], None]) -> None:
+        if info.dtype not in TORCH_DTYPES:
+            raise CheckpointBroken(info.file, f"{info.name} has the type {info.dtype}, which is not read")
+        self._path, self._info, self._on_bytes = directory / info.file, info, on_bytes
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        tensor: torch.Tensor = self._file.get_slice(self._info.name)[index]
-        self._on_bytes(self._info.end - self._info.start)
-        return tensor
+        info = self._info
+        size = info.end - info.start
+        if size == 0:
+            return torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype])
+        # Memory of its own goes back to the system when the tensor has been cast; malloc would keep it
+        memory = mmap.mmap(-1, size)
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(info.start)
+            view, done = memoryview(memory)[:size], 0
+            while done < size:
+                if not (count := file.readinto(view[done:])):
+                    raise CheckpointBroken(info.file, f"it ends within {info.name}")
+                done += count
+        self._on_bytes(size)
+        tensor = torch.frombuffer(memory, dtype=TORCH_DTYPES[info.dtype], count=info.elements).view(info.shape)
+        whole: torch.Tensor = tensor[index]
+        return whole
 
 
 def load_model(
@@ -50,8 +79,7 @@ def load_model(
 ) -> Any:
     """Build blocks `start` to `end` with their edges on the CPU and fill in their weights.
 
-    `on_bytes` hears of every tensor read, from several threads in turn. The weights may be mapped files: see
-    `own_weights`. Raises CheckpointBroken.
+    `on_bytes` hears of every tensor read, from several threads in turn. Raises CheckpointBroken.
     """
     names = anatomy.tensors(start, end)
     lock = threading.Lock()
@@ -61,13 +89,7 @@ def load_model(
             on_bytes(size)
 
     try:
-        files = {
-            file: safe_open(str(checkpoint.directory / file), "pt")
-            for file in {checkpoint.weight_map[name] for name in names}
-        }
-        state = {
-            name: LazyTensor(files[checkpoint.weight_map[name]], checkpoint.tensors[name], count) for name in names
-        }
+        state = {name: LazyTensor(checkpoint.directory, checkpoint.tensors[name], count) for name in names}
         with _quiet():
             model, report = span_class(anatomy, start, end).from_pretrained(
                 None,
@@ -77,17 +99,17 @@ def load_model(
                 attn_implementation="eager",
                 output_loading_info=True,
             )
-    except (SafetensorError, RuntimeError) as error:
+    except (RuntimeError, OSError) as error:
         raise CheckpointBroken(str(checkpoint.directory), str(error).strip().splitlines()[-1]) from error
     _check_report(checkpoint.directory, report)
     return model.eval().requires_grad_(False)
 
 
-def own_weights(model: nn.Module, device: torch.device) -> None:
-    """Copy every weight off the mapped files, one after the other, and onto `device`; tied weights stay tied."""
+def move_weights(model: nn.Module, device: torch.device) -> None:
+    """Move every weight onto `device`, one after the other; tied weights stay tied."""
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()] if not tensor.is_meta}
     for tensor in tensors.values():
-        tensor.data = tensor.data.to(device, copy=True)
+        tensor.data = tensor.data.to(device)
 
 
 def drop_unused_embedding(model: nn.Module, anatomy: Anatomy, start: int) -> None:

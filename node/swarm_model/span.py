@@ -32,7 +32,7 @@ from swarm_model.errors import (
 from swarm_model.kv_pool import KVPool
 from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, check_masks, choose_driver, run_reference
-from swarm_model.loading import drop_unused_embedding, load_model, own_weights, owned_blocks, weight_bytes
+from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
 from swarm_model.pages import OutOfPages, PageAllocator, PageTable, SessionKey
 from swarm_model.sampler import Sampled, sample
 from swarm_model.sampling_params import Sampling
@@ -277,16 +277,13 @@ def load_span(
         device=device,
     )
     with torch.inference_mode():
-        if device.type != "cpu":
-            own_weights(model, device)
+        move_weights(model, device)
         reference = run_reference(span)
         check_masks(span)
         packed = can_pack(dtype, device)
         if packed:
             pack_linears(model)
             drop_unused_embedding(model, anatomy, start)
-        if device.type == "cpu":
-            own_weights(model, device)
         driver, cache = choose_driver(span, reference)
         bytes_per_token = sum(shape.bytes_per_token(dtype) for shape in reference.shapes)
         pages = kv_bytes // (bytes_per_token * page_size)

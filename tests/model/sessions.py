@@ -73,7 +73,7 @@ def forward_chain(spans: Sequence[Span], chunks: Sequence[Chunk]) -> list[Sample
 
 def _next_chunk(session: Session, rng: random.Random) -> Chunk:
     left = len(session.ids) - session.cached
-    tokens = rng.randint(1, min(left, 16))
+    tokens = rng.randint(1, min(left, 48))
     inputs = torch.tensor(session.ids[session.cached : session.cached + tokens])
     history = np.array(session.ids[: session.cached + tokens])
     request = SampleRequest(session.sampling, history) if tokens == left else None

@@ -1,0 +1,51 @@
+"""Loading holds the span at most twice, whatever the files' dtype: measured in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.model.families import make_checkpoint
+
+ALLOWANCE_BYTES = 160 << 20  # code that the first forward loads, allocator slack
+SCRIPT = """
+import json, sys, threading
+import psutil, torch
+from swarm_model.checkpoint import Checkpoint
+from swarm_model.span import Span
+
+torch.set_num_threads(1)
+folder, dtype = sys.argv[1:]
+process, peak, done = psutil.Process(), 0, threading.Event()
+before = process.memory_info().rss
+
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, process.memory_info().rss)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+span = Span.load(Checkpoint.open(folder), 0, 4, device=torch.device("cpu"), dtype=getattr(torch, dtype), kv_bytes=1 << 20)
+done.set()
+watcher.join()
+print(json.dumps({"weights": span.info.weight_bytes, "peak": peak - before, "after": process.memory_info().rss - before}))
+"""
+
+
+@pytest.fixture(scope="module")
+def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """270 MB in float32."""
+    sizes = {"num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 8}
+    return make_checkpoint("llama", tmp_path_factory.mktemp("large"), **sizes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_the_span_at_most_twice(dtype: str, large_checkpoint: Path) -> None:
+    script = [sys.executable, "-c", SCRIPT, str(large_checkpoint), dtype]
+    result = subprocess.run(script, capture_output=True, text=True, check=True, timeout=120)
+    memory = json.loads(result.stdout.splitlines()[-1])
+    assert memory["peak"] <= 2 * memory["weights"] + ALLOWANCE_BYTES
+    assert memory["after"] <= memory["weights"] + ALLOWANCE_BYTES
