@@ -1,6 +1,5 @@
 """Small tokenizers of the two kinds that matter, trained in a moment: byte-level BPE, and BPE with byte fallback."""
 
-import json
 from functools import cache
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -46,7 +45,3 @@ def byte_fallback() -> bytes:
 
 def vocabulary(tokenizer_json: bytes) -> int:
     return int(Tokenizer.from_str(tokenizer_json.decode()).get_vocab_size())
-
-
-def is_json(content: bytes) -> bool:
-    return isinstance(json.loads(content), dict)
