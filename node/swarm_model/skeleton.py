@@ -20,7 +20,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 import swarm_model.transformers_version  # noqa: F401  checks the release before the imports below rely on it
 from swarm_model.checkpoint import Checkpoint
-from swarm_model.errors import CheckpointBroken, SpanOutsideModel, UnsupportedModel
+from swarm_model.errors import CheckpointBroken, ModelError, SpanOutsideModel, UnsupportedModel
 
 NO_MASKS: Final = "swarm_no_masks"  # transformers makes no attention masks for an implementation that it does not know
 PLAIN: Final = (str, int, float, bool, type(None))  # attributes of a block that the model's own forward may ask for
@@ -185,11 +185,8 @@ def _watch_edges(model: Any, blocks: str, family: str) -> dict[str, Edges]:
     hooks = [layers[0].register_forward_pre_hook(note_block)]
     hooks += [model.get_submodule(name).register_forward_pre_hook(note(name)) for name in weighted]
     try:
-        with torch.no_grad(), attention_implementation(model, NO_MASKS):
+        with foreign_code(family), torch.no_grad(), attention_implementation(model, NO_MASKS):
             model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
-    except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, NotImplementedError) as error:
-        reason = f"its modules outside the blocks cannot be told apart ({type(error).__name__}: {error})"
-        raise UnsupportedModel(family, reason) from error
     finally:
         for hook in hooks:
             hook.remove()
@@ -199,6 +196,17 @@ def _watch_edges(model: Any, blocks: str, family: str) -> dict[str, Edges]:
         if all(name in edges for name in tied):
             edges[tied[1]] = Edges(edges[tied[1]].first, edges[tied[1]].last or edges[tied[0]].last)
     return edges
+
+
+@contextmanager
+def foreign_code(family: str) -> Iterator[None]:
+    """Turn whatever a family's modelling code trips over, when we drive it in our way, into UnsupportedModel."""
+    try:
+        yield
+    except (ModelError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UnsupportedModel(family, f"its code fails on a span ({type(error).__name__}: {error})") from error
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from swarm_model.pages import OutOfPages, PageAllocator, PageTable, SessionKey
 from swarm_model.sampler import Sampled, sample
 from swarm_model.sampling_params import Sampling
 from swarm_model.sizing import DtypeName, require_memory
-from swarm_model.skeleton import check_span, study
+from swarm_model.skeleton import check_span, foreign_code, study
 from swarm_model.step import Step
 
 __all__ = ["Chunk", "LoadProgress", "Output", "SampleRequest", "Sampled", "SessionKey", "Span", "SpanInfo"]
@@ -79,10 +79,10 @@ class Chunk:
 class LoadProgress:
     """How far loading is. Stages come in this order; `unit` says what is counted."""
 
-    stage: Literal["fetch", "read", "digest", "check"]
+    stage: Literal["fetch", "read", "digest"]
     done: int
     total: int
-    unit: Literal["files", "bytes", "steps"]
+    unit: Literal["files", "bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,7 @@ def load_span(
         dtype=dtype,
         device=device,
     )
-    with torch.inference_mode():
+    with torch.inference_mode(), foreign_code(checkpoint.family):
         move_weights(model, device)
         reference = run_reference(span)
         check_masks(span)

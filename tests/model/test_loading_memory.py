@@ -28,10 +28,12 @@ def watch():
 
 watcher = threading.Thread(target=watch)
 watcher.start()
-span = Span.load(Checkpoint.open(folder), 0, 4, device=torch.device("cpu"), dtype=getattr(torch, dtype), kv_bytes=1 << 20)
+kind = {"device": torch.device("cpu"), "dtype": getattr(torch, dtype)}
+span = Span.load(Checkpoint.open(folder), 0, 4, **kind, kv_bytes=1 << 20)
 done.set()
 watcher.join()
-print(json.dumps({"weights": span.info.weight_bytes, "peak": peak - before, "after": process.memory_info().rss - before}))
+after = process.memory_info().rss
+print(json.dumps({"weights": span.info.weight_bytes, "peak": peak - before, "after": after - before}))
 """
 
 
