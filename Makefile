@@ -21,10 +21,10 @@ demo: install
 	$(BIN)/swarm-sim local
 
 test: install
-	$(BIN)/pytest -n $${WORKERS:-auto} -m 'not slow and not gpu'
+	$(BIN)/pytest -n $${WORKERS:-auto} --dist loadfile -m 'not slow and not gpu'
 
 test-full: install
-	$(BIN)/pytest -n $${WORKERS:-auto}
+	$(BIN)/pytest -n $${WORKERS:-auto} --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
