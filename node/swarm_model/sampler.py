@@ -19,7 +19,6 @@ Logits = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 SEED_CANDIDATES: Final = 64  # noise of this many of the likeliest tokens sets the mark that others must reach
-FIRST_CUT: Final = 1024  # top-p looks at this many of the likeliest tokens before it sorts all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,9 @@ def top_logprobs(logits: Logits, count: int) -> tuple[tuple[int, float], ...]:
     if count == 0:
         return ()
     normalizer = _log_normalizer(logits)
-    return tuple((int(token), float(logits[token]) - normalizer) for token in _likeliest(logits, count))
+    tokens = _greatest(logits, count)
+    ranked = tokens[np.argsort(-logits[tokens], kind="stable")]
+    return tuple((int(token), float(logits[token]) - normalizer) for token in ranked)
 
 
 def _log_normalizer(logits: Logits) -> float:
@@ -74,7 +75,7 @@ def _draw(scores: Logits, sampling: Sampling, position: int) -> int:
     if len(kept) == 1:
         return int(kept[0])
     hashes = noise_hashes(sampling.seed, position, kept)
-    leaders = _likeliest_index(weights, SEED_CANDIDATES)
+    leaders = _greatest(weights, SEED_CANDIDATES)
     mark = float((weights[leaders] + gumbel(hashes[leaders])).max())
     # Of the others only those can win whose noise makes up for the distance: found without a logarithm
     hopeful = np.flatnonzero(
@@ -104,26 +105,16 @@ def _filtered(scores: Logits, sampling: Sampling) -> tuple[Ids, npt.NDArray[np.f
 
 def _nucleus(weights: npt.NDArray[np.float64], top_p: float) -> Ids:
     """Find the fewest likeliest tokens whose probabilities sum to `top_p` (Holtzman et al. 2020, section 3.1)."""
-    normalizer = np.exp(weights - weights.max()).sum()
-    for most in (FIRST_CUT, len(weights)):
-        order = _likeliest_index(weights, most)
-        probabilities = np.exp(weights[order] - weights.max()) / normalizer
-        before = np.cumsum(probabilities) - probabilities  # what the likelier tokens already sum to
-        inside = int(np.count_nonzero(before < top_p))
-        if inside < len(order) or len(order) == len(weights):
-            break
-    return order[: max(inside, 1)]
+    probabilities = np.exp(np.sort(weights)[::-1] - weights.max())
+    probabilities /= probabilities.sum()
+    before = np.cumsum(probabilities) - probabilities  # what the likelier tokens already sum to
+    return _greatest(weights, max(int(np.count_nonzero(before < top_p)), 1))
 
 
-def _likeliest(logits: Logits, count: int) -> Ids:
-    return _likeliest_index(logits.astype(np.float64), count)
-
-
-def _likeliest_index(weights: npt.NDArray[np.float64], count: int) -> Ids:
-    """Give the indices of the `count` greatest weights, greatest first, ties by index."""
-    if count < len(weights):
-        threshold = np.partition(weights, -count)[-count]
-        candidates = np.flatnonzero(weights >= threshold)
-    else:
-        candidates = np.arange(len(weights))
-    return candidates[np.lexsort((candidates, -weights[candidates]))][:count]
+def _greatest(weights: npt.NDArray[np.floating[Any]], count: int) -> Ids:
+    """Give the indices of the `count` greatest weights, of equal ones the first, in no particular order."""
+    if count >= len(weights):
+        return np.arange(len(weights))
+    threshold = np.partition(weights, -count)[-count]
+    above = np.flatnonzero(weights > threshold)
+    return np.concatenate([above, np.flatnonzero(weights == threshold)[: count - len(above)]])

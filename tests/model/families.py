@@ -35,13 +35,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 16, "sliding_window": 7, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
+# Multiplies embeddings and logits outside its modules, so that spans must go through the model's own forward
+INLINE = {
+    "granite": {
+        "embedding_multiplier": 6.0,
+        "residual_multiplier": 0.4,
+        "logits_scaling": 3.0,
+        "attention_multiplier": 0.2,
+    }
+}
 CPU = torch.device("cpu")
 
 
 def make_checkpoint(family: str, directory: Path, *, seed: int = 1, **changes: Any) -> Path:
     """Save a random model of a family in several shards; weights are large enough that every token matters."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**{**COMMON, **FAMILIES.get(family, {}), **changes})
+    config = CONFIG_MAPPING[family](**{**COMMON, **(FAMILIES | INLINE).get(family, {}), **changes})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -9,7 +9,7 @@ import torch
 
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
 from swarm_model.span import SessionKey
-from tests.model.families import BLOCKS, FAMILIES, VOCABULARY, load_reference, load_spans
+from tests.model.families import BLOCKS, FAMILIES, INLINE, VOCABULARY, load_reference, load_spans
 from tests.model.sessions import Session, random_cuts, run_sessions
 
 NEW_TOKENS = 12
@@ -63,7 +63,7 @@ def test_greedy_ids_and_logits_are_those_of_transformers(
     assert near_ties <= 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *INLINE])
 def test_greedy_ids_are_those_of_generate(family: str, checkpoint_of: Callable[[str], Path]) -> None:
     rng = random.Random(family)
     (session,) = make_sessions(rng, 1, Sampling())
