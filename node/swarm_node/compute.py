@@ -13,6 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from swarm_net.links import Clock
@@ -36,10 +37,11 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Void:
-    """Forget a session's waiting steps of older epochs."""
+    """Forget a session's waiting steps of older epochs; `on_done` is called on the loop with their tokens."""
 
     session: bytes
     below_epoch: int
+    on_done: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,8 @@ class _Core:
         match command:
             case Work():
                 self.scheduler.add(command)
-            case Void(session, below_epoch):
-                self.scheduler.void(session, below_epoch)
+            case Void(session, below_epoch, on_voided):
+                return partial(on_voided, self.scheduler.void(session, below_epoch))
             case Drop(session, on_done):
                 self.scheduler.drop(session)
                 self.executor.drop(session)
@@ -89,12 +91,14 @@ class _Core:
         return None
 
     def run(self, pieces: list[Piece]) -> list[Output]:
-        """Run a batch; an exception of the executor fails these pieces and nothing else."""
+        """Run a batch. If the executor raises, run its pieces one by one: whose piece it was, fails alone."""
         try:
             outputs = self.executor.run(pieces)
         except Exception as error:
             log.exception("executor failed pieces=%d tokens=%d", len(pieces), sum(piece.count for piece in pieces))
-            return [ComputeFailed(reason=type(error).__name__) for _ in pieces]
+            if len(pieces) > 1:
+                return [output for piece in pieces for output in self.run([piece])]
+            return [ComputeFailed(reason=type(error).__name__)]
         assert len(outputs) == len(pieces)
         return outputs
 
@@ -124,18 +128,18 @@ class ComputeThread:
 
     def _work(self) -> None:
         core = self._core
-        while True:
-            if not self._drain():
-                self._call(self._ended.set)
-                return
-            parts = core.scheduler.next()
-            if not parts:
-                continue
-            pieces = [part.piece for part in parts]
-            started_s = core.clock.monotonic()
-            outputs = core.run(pieces)
-            ended_s = core.clock.monotonic()
-            self._hand_back(parts, outputs, started_s, ended_s)
+        try:
+            while self._drain():
+                parts = core.scheduler.next()
+                if not parts:
+                    continue
+                pieces = [part.piece for part in parts]
+                started_s = core.clock.monotonic()
+                outputs = core.run(pieces)
+                ended_s = core.clock.monotonic()
+                self._hand_back(parts, outputs, started_s, ended_s)
+        finally:
+            self._call(self._ended.set)
 
     def _drain(self) -> bool:
         """Take all commands that are there, waiting for one if nothing is ready; False: stop."""

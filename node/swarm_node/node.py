@@ -21,6 +21,7 @@ import contextlib
 import logging
 import math
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -52,7 +53,6 @@ from swarm_net.session_errors import (
     HopUnreachable,
     SessionError,
     SessionUnknown,
-    from_failure,
     to_failure,
 )
 from swarm_net.tasks import TaskScope
@@ -128,7 +128,7 @@ class Node:
         """How busy the node is now."""
         return Load(
             sessions=len(self.table.sessions),
-            queued_tokens=sum(max(0, session.waiting) for session in self.table.sessions.values()),
+            queued_tokens=sum(session.waiting_tokens for session in self.table.sessions.values()),
             busy=self._busy.share(self._clock.monotonic()),
             kv_tokens_free=self.table.kv_free,
             kv_tokens=self.facts.kv_tokens,
@@ -168,6 +168,7 @@ class Node:
             log.exception("opening failed session=%s", session.id.hex()[:8])
             self._give_up(session, ComputeFailed(reason=type(error).__name__))
         else:
+            del self._openings[session.id]
             own = HopGrant(
                 hop=session.hop,
                 max_tokens=message.max_tokens,
@@ -177,8 +178,6 @@ class Node:
             session.touched_s = self._clock.monotonic()
             self.served.sessions += 1
             _send(session.upstream, Opened(session=session.id, grants=(own, *grants)))
-        finally:
-            self._openings.pop(session.id, None)
 
     async def _open_rest(self, session: Session, deadline_s: float) -> tuple[HopGrant, ...]:
         message, spec = session.open, session.next_spec
@@ -212,8 +211,16 @@ class Node:
         _send(link, Refuse(session=message.session, failure=failure, load=self.load()))
 
     def _on_opened(self, link: Link, message: Opened, body: Body) -> None:
-        if (opening := self._opening_of(message.session, link)) is not None and not opening.opened.done():
+        opening = self._opening_of(message.session, link)
+        if opening is None or opening.opened.done():
+            return
+        session = self.table.sessions[message.session]
+        later_hops = len(session.open.hops) - session.hop - 1
+        if len(message.grants) == later_hops:
             opening.opened.set_result(message)
+        else:
+            reason = f"it answers with {len(message.grants)} grants for {later_hops} hops"
+            opening.opened.set_exception(HopUnreachable(target=link.peer, reason=reason))
 
     def _on_refuse(self, link: Link, message: Refuse, body: Body) -> None:
         """The next hop refuses: pass its words on, with its load, and end the opening here."""
@@ -248,7 +255,7 @@ class Node:
         if message.sent_ns:
             work.wire_us = max(0, (self._clock.wall_ns() + link.clock_offset_ns - message.sent_ns) // 1000)
         if work.epoch > epoch:
-            self._submit(Void(session.id, work.epoch))
+            self._submit(Void(session.id, work.epoch, partial(_forget_waiting, session)))
         self._submit(work)
 
     def _submit(self, command: Command) -> None:
@@ -269,8 +276,8 @@ class Node:
             session = self.table.sessions.get(ran.part.work.session)
             if session is None:
                 continue
-            if ran.part.is_end:
-                session.waiting -= 1
+            session.waiting_tokens -= ran.part.piece.count
+            session.touched_s = ran.ended_s
             if ran.part.work.epoch < session.epoch:
                 continue
             if isinstance(ran.output, SessionError):
@@ -283,11 +290,15 @@ class Node:
                     self._send_step(session, ran)
             except LinkLost as lost:
                 self._fail(session, HopLost(target=lost.peer, reason=lost.reason))
+            except NetError as error:  # more than the receiver takes; nobody else's output may suffer for it
+                receiver = session.reply or session.downstream["bulk"]
+                self._fail(session, HopLost(target=receiver.peer, reason=str(error)))
 
     def _send_step(self, session: Session, ran: Ran) -> None:
         work, piece = ran.part.work, ran.part.piece
         start = piece.position - work.position
-        link = session.downstream["decode" if piece.count == 1 else "bulk"]
+        # By kind, not by size: between lanes there is no order, and the last piece of a prompt may be one token.
+        link = session.downstream["decode" if work.kind == "decode" else "bulk"]
         assert ran.output is not None
         assert not isinstance(ran.output, Drawn | SessionError)
         link.send(
@@ -337,8 +348,7 @@ class Node:
         if session is None or link not in session.downstream.values():
             return
         if message.hop is None:  # from a hop that does not know the session any more
-            error = from_failure(message).at(session.hop + 1, link.peer)
-            message = to_failure(error, session=session.id)
+            message = msgspec.structs.replace(message, hop=session.hop + 1, peer=link.peer)
         if message.retry != "here":
             self._forget(session, cancel=None)
         _send(session.upstream, message)
@@ -422,9 +432,13 @@ class _Opening:
 
 
 def _send(link: Link, message: Message) -> None:
-    """Send what the other end may not be there to hear."""
-    with contextlib.suppress(LinkLost):
+    """Send what the other end may not be there to hear, or may refuse to take."""
+    with contextlib.suppress(NetError):
         link.send(message)
+
+
+def _forget_waiting(session: Session, tokens: int) -> None:
+    session.waiting_tokens -= tokens
 
 
 def _timing(ran: Ran) -> HopTiming:

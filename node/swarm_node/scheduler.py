@@ -73,17 +73,19 @@ class Scheduler:
         self._queues.setdefault(work.session, deque()).append(work)
         self.waiting_tokens += work.left
 
-    def void(self, session: bytes, below_epoch: int) -> None:
-        """Forget a session's steps of older epochs."""
+    def void(self, session: bytes, below_epoch: int) -> int:
+        """Forget a session's steps of older epochs; return how many tokens waited in them."""
         queue = self._queues.get(session)
         if queue is None:
-            return
+            return 0
         kept = deque(work for work in queue if work.epoch >= below_epoch)
-        self.waiting_tokens -= sum(work.left for work in queue) - sum(work.left for work in kept)
+        forgotten = sum(work.left for work in queue) - sum(work.left for work in kept)
+        self.waiting_tokens -= forgotten
         if kept:
             self._queues[session] = kept
         else:
             del self._queues[session]
+        return forgotten
 
     def drop(self, session: bytes) -> None:
         """Forget all of a session's steps."""
@@ -100,11 +102,10 @@ class Scheduler:
             return []
         ready = [work for work in heads if work.blocks == heads[0].blocks]
         decodes = [work for work in ready if work.left == 1][: self.max_decodes]
+        prefills = [work for work in ready if work.left > 1]
         batch = [self._take(work, 1) for work in decodes]
         budget = self.token_budget - len(batch)
-        for work in ready:
-            if work.left == 1:
-                continue
+        for work in prefills:
             tokens = min(work.left, self.chunk_tokens, max(budget, 0) if batch else self.token_budget)
             if tokens == 0:
                 break

@@ -29,8 +29,8 @@ from swarm_net.session_errors import (
 from swarm_node.executor import Draw, SpanFacts
 from swarm_node.scheduler import Work
 
-MAX_WAITING_STEPS = 64
-"""Steps of one session that may wait at a hop; a client has a few on their way, a prefill in chunks some more."""
+MAX_WAITING_ROUNDS = 4
+"""How often all tokens of a session may wait at a hop at once: a whole prompt may, and cut and sent again more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -48,7 +48,7 @@ class Session:
     epoch: int = 0
     newest: tuple[int, int, int] = (0, -1, -1)  # (epoch, frame, position) of the newest accepted step
     tail: int = 0  # tokens cached once everything accepted has run
-    waiting: int = 0  # accepted steps that have not finished here
+    waiting_tokens: int = 0  # accepted here, and neither run nor voided yet
     ids: NDArray[np.int32] | None = None  # [tail], every token, where a penalty needs them
 
     @property
@@ -86,6 +86,7 @@ class SessionTable:
     revision: str
     model: str
     sessions: dict[bytes, Session] = field(default_factory=dict)
+    ending: set[bytes] = field(default_factory=set)  # removed and not yet released: their ids are still taken
     kv_promised: int = 0
 
     @property
@@ -95,8 +96,8 @@ class SessionTable:
     def open(self, message: Open, link: Link, now_s: float) -> Session:
         """Admit a session or say why not; raises SessionError, with nothing changed."""
         facts = self.facts
-        if message.session in self.sessions:
-            raise BadStep(reason="a session with this id is open")
+        if message.session in self.sessions or message.session in self.ending:
+            raise BadStep(reason="a session with this id is open, or just ending")
         if message.hop >= len(message.hops) or message.hops[message.hop].peer != self.peer:
             raise BadStep(reason="this node is not at that place of the route")
         if message.model.revision != self.revision:
@@ -130,6 +131,8 @@ class SessionTable:
 
     def _check_features(self, message: Open) -> None:
         sampling = message.sampling
+        if message.numeric_class not in ("", self.facts.dtype):
+            raise Unsupported(feature=f"numeric class {message.numeric_class}")
         if message.edges != "remote":
             raise Unsupported(feature=f"edges={message.edges}")
         if message.codec != "raw":
@@ -174,7 +177,7 @@ class SessionTable:
         session.newest, session.epoch = order, step.epoch
         session.tail = step.position + step.count
         session.touched_s = now_s
-        session.waiting += 1
+        session.waiting_tokens += step.count
         return Work(
             session=session.id,
             epoch=step.epoch,
@@ -194,8 +197,8 @@ class SessionTable:
     def _check_step(self, session: Session, step: Step, data: memoryview) -> None:
         if not session.is_ready:
             raise BadStep(reason="a step before the session was opened")
-        if session.waiting >= MAX_WAITING_STEPS:
-            raise BadStep(reason=f"more than {MAX_WAITING_STEPS} steps wait")
+        if len(step.trail) > session.hop:
+            raise BadStep(reason=f"timings of {len(step.trail)} hops before hop {session.hop}")
         if step.kind == "verify" or step.candidates:
             raise Unsupported(feature="drafts")
         if step.codec != session.open.codec:
@@ -209,12 +212,16 @@ class SessionTable:
             raise PositionGap(position=step.position, cached=session.tail)
         if (tokens := step.position + step.count) > session.open.max_tokens:
             raise SessionFull(tokens=tokens, limit=session.open.max_tokens)
-        if session.is_first:
-            ids = np.frombuffer(data, "<i4")
-            if ids.min() < 0 or ids.max() >= self.facts.vocab_size:
-                raise BadStep(reason=f"a token id outside 0..{self.facts.vocab_size - 1}")
-        elif session.ids is not None and len(step.token_ids) != 4 * step.count:
+        if session.waiting_tokens + step.count > (limit := MAX_WAITING_ROUNDS * session.open.max_tokens):
+            raise BadStep(reason=f"more than {limit} tokens wait")
+        if not session.is_first and session.ids is None:
+            return
+        raw_ids = data if session.is_first else step.token_ids
+        if len(raw_ids) != 4 * step.count:
             raise BadStep(reason="a repetition penalty needs the token ids of each step")
+        ids = np.frombuffer(raw_ids, "<i4")
+        if ids.min() < 0 or ids.max() >= self.facts.vocab_size:
+            raise BadStep(reason=f"a token id outside 0..{self.facts.vocab_size - 1}")
 
     def _ids(self, session: Session, step: Step, data: memoryview) -> NDArray[np.int32] | None:
         """The step's token ids, if a penalty at the last hop needs them."""
@@ -225,20 +232,27 @@ class SessionTable:
     def remove(self, session: Session) -> bool:
         """Take a session out; False if that was done before.
 
-        Its KV stays promised until `release`, when the executor has let go of its pages.
+        Its KV stays promised and its id taken until `release`, when the executor has let go of its pages and nothing
+        that it computed can arrive any more.
         """
         if self.sessions.get(session.id) is not session:
             return False
         del self.sessions[session.id]
+        self.ending.add(session.id)
         return True
 
     def release(self, session: Session) -> None:
         """Give back the KV promised to a session that was removed."""
         self.kv_promised -= session.kv_tokens
+        self.ending.discard(session.id)
 
     def idle(self, now_s: float, timeout_s: float) -> list[Session]:
-        """Return the sessions that nobody has used for so long."""
-        return [session for session in self.sessions.values() if now_s - session.touched_s > timeout_s]
+        """Return the sessions that nobody has used for so long; one that still computes is in use."""
+        return [
+            session
+            for session in self.sessions.values()
+            if not session.waiting_tokens and now_s - session.touched_s > timeout_s
+        ]
 
     def using(self, link: Link) -> list[Session]:
         """Return the sessions that cannot go on without a link."""

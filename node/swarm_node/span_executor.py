@@ -7,6 +7,7 @@ Owns the way between the wire's bodies and tensors, and the measurement of what 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import torch
@@ -56,15 +57,21 @@ class SpanExecutor:
         if piece.blocks[0] == 0:
             inputs = torch.from_numpy(np.frombuffer(piece.data, "<i4").astype(np.int64))  # [count]
         else:
-            flat = torch.frombuffer(piece.data, dtype=self._dtype)
+            data = memoryview(piece.data)
+            flat = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=self._dtype)
             inputs = flat.view(piece.count, -1)  # [count, hidden]
         return Chunk(SessionKey(piece.session), piece.position, inputs, _request(piece.draw))
 
 
 def _output(output: torch.Tensor | Sampled | ModelError | None) -> Output:
     if isinstance(output, torch.Tensor):
-        return output.contiguous().cpu().view(torch.uint8).numpy().data.cast("B")
+        output = output.contiguous().cpu()
+        if not torch.isfinite(output).all():
+            return ComputeFailed(reason="its activations are not finite")
+        return output.view(torch.uint8).numpy().data.cast("B")
     if isinstance(output, Sampled):
+        if not isfinite(output.logprob):
+            return ComputeFailed(reason="its logits are not finite")
         return Drawn(output.token, output.logprob, output.top)
     if isinstance(output, ModelError):
         return ComputeFailed(reason=str(output))  # the node's checks should have caught it

@@ -134,7 +134,7 @@ class MemoryLink:
         if self._ended is not None:
             raise LinkLost(peer=self.peer, reason=self._ended.reason)
         header = encode(message)
-        check_size(len(header), size_of(body), self._transport.limits)
+        check_size(len(header), size_of(body), self._other._transport.limits)
         frame_bytes = HEAD.size + len(header) + size_of(body)
         if self._other._bytes_under_way > MAX_BYTES_UNDER_WAY:
             self.close(f"more than {MAX_BYTES_UNDER_WAY} bytes are under way")

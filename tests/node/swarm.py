@@ -10,9 +10,10 @@ import numpy as np
 
 from swarm_net.clocks import SystemClock
 from swarm_net.endpoint import Endpoint
+from swarm_net.frames import DEFAULT_LIMITS, FrameLimits
 from swarm_net.identity import Identity
 from swarm_net.links import Body, Link, PeerId
-from swarm_net.memory import MemoryNetwork, MemoryTransport
+from swarm_net.memory import DelayPolicy, MemoryNetwork, MemoryTransport, no_delay
 from swarm_net.messages import Failure, HopSpec, Message, ModelId, Open, Opened, Refuse, Result, Step
 from swarm_node.compute import VirtualCompute
 from swarm_node.node import Node, NodeLimits
@@ -55,8 +56,8 @@ class Swarm:
     peers: list[PeerId]
     stack: AsyncExitStack
 
-    async def client(self) -> Peer:
-        return Peer(await endpoint(self.network, self.stack))
+    async def client(self, limits: FrameLimits = DEFAULT_LIMITS) -> Peer:
+        return Peer(await endpoint(self.network, self.stack, limits))
 
     def hops(self, spans: Sequence[tuple[int, int]] | None = None) -> tuple[HopSpec, ...]:
         spans = spans or [(node.facts.start, node.facts.end) for node in self.nodes]
@@ -76,18 +77,22 @@ class Swarm:
         return links[0], await client.hear()
 
 
-async def endpoint(network: MemoryNetwork, stack: AsyncExitStack) -> Endpoint:
+async def endpoint(network: MemoryNetwork, stack: AsyncExitStack, limits: FrameLimits = DEFAULT_LIMITS) -> Endpoint:
     peer = Identity.generate().peer_id
-    made = Endpoint(peer=peer, transport=MemoryTransport(network, peer), clock=SystemClock())
+    made = Endpoint(peer=peer, transport=MemoryTransport(network, peer, limits=limits), clock=SystemClock())
     stack.push_async_callback(made.close)
     return made
 
 
 @asynccontextmanager
 async def swarm(
-    *spans: tuple[int, int], kv_tokens: int = 1024, idle_timeout_s: float = 60.0, speed: Speed = AT_ONCE
+    *spans: tuple[int, int],
+    kv_tokens: int = 1024,
+    idle_timeout_s: float = 60.0,
+    speed: Speed = AT_ONCE,
+    delay: DelayPolicy = no_delay,
 ) -> AsyncIterator[Swarm]:
-    network = MemoryNetwork()
+    network = MemoryNetwork(delay)
     async with AsyncExitStack() as stack:
         nodes, addresses, peers = [], [], []
         for start, end in spans:

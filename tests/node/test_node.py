@@ -4,7 +4,22 @@ import asyncio
 
 import pytest
 
-from swarm_net.messages import Cancel, Failure, HopSpec, ModelId, Opened, Refuse, Result, SamplingSpec
+from swarm_net.frames import FrameLimits
+from swarm_net.links import PeerId
+from swarm_net.messages import (
+    Cancel,
+    Failure,
+    HopGrant,
+    HopSpec,
+    HopTiming,
+    Lane,
+    ModelId,
+    Open,
+    Opened,
+    Refuse,
+    Result,
+    SamplingSpec,
+)
 from swarm_net.session_errors import (
     BadStep,
     ContextTooLong,
@@ -21,7 +36,7 @@ from swarm_net.session_errors import (
     from_failure,
 )
 from swarm_sim.digest_executor import Speed
-from tests.node.swarm import Peer, body, expected, prefill, settled, swarm
+from tests.node.swarm import MODEL, Peer, body, expected, prefill, settled, swarm
 
 SESSION = b"session-of-tests"
 PROMPT = list(range(100, 120))
@@ -113,6 +128,7 @@ async def test_a_higher_epoch_voids_what_waits() -> None:
         ({"codec": "int8"}, Unsupported),
         ({"adapter": "lora"}, Unsupported),
         ({"edges": "local"}, Unsupported),
+        ({"numeric_class": "float32"}, Unsupported),
         ({"sampling": SamplingSpec(temperature=-1.0)}, BadStep),
         ({"sampling": SamplingSpec(top_p=float("nan"))}, BadStep),
     ],
@@ -261,7 +277,165 @@ async def test_repetition_penalties_reach_the_last_hop_with_every_id() -> None:
         assert known.tolist() == [*PROMPT, *ids[:3]]
 
 
+def bulk_is_slow(source: PeerId, target: PeerId, frame_bytes: int, lane: Lane) -> float:
+    return 0.02 if lane == "bulk" else 0.0
+
+
+async def test_the_last_token_of_a_prompt_does_not_overtake_it() -> None:
+    async with swarm(*THREE, delay=bulk_is_slow) as nodes:
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION)
+        prompt = list(range(17))  # pieces of 8, 8 and 1
+        assert await generate(client, link, SESSION, prompt, 3) == expected(prompt, 3)
+
+
+async def test_a_fast_hop_may_run_far_ahead_of_a_slow_one() -> None:
+    async with swarm((0, 1), (1, 8), speed=Speed(block_s=0.0005)) as nodes:
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION, max_tokens=1000)
+        prompt = [n % 100 for n in range(900)]  # 113 pieces
+        assert await generate(client, link, SESSION, prompt, 1) == expected(prompt, 1)
+
+
+async def test_voided_steps_wait_no_longer() -> None:
+    async with swarm(*THREE) as nodes:
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION, max_tokens=16)
+        for epoch in range(1, 100):
+            link.send(prefill(SESSION, [1] * 12, epoch=epoch), body([1] * 12))
+            if epoch % 2:
+                await asyncio.sleep(0.001)
+        link.send(prefill(SESSION, [5, 6], epoch=100), body([5, 6]))
+        while (result := await client.hear()).epoch < 100:  # type: ignore[attr-defined]
+            assert isinstance(result, Result)
+        assert result.tokens == tuple(expected([5, 6], 1))  # type: ignore[attr-defined]
+        await settled(lambda: all(node.load().queued_tokens == 0 for node in nodes.nodes))
+
+
+async def test_more_steps_than_a_session_can_hold_end_it() -> None:
+    async with swarm((0, 8), speed=Speed(block_s=0.05)) as nodes:
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION, max_tokens=16)
+        for frame in range(10):
+            link.send(prefill(SESSION, [1] * 16, frame=frame), body([1] * 16))
+        assert isinstance(await failure(client), BadStep)
+        await settled(lambda: is_empty(nodes.nodes[0]))
+
+
+async def test_a_session_that_computes_is_not_idle() -> None:
+    async with swarm((0, 8), idle_timeout_s=0.1, speed=Speed(block_s=0.05)) as nodes:
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION)
+        link.send(prefill(SESSION, [1, 2, 3]), body([1, 2, 3]))
+        result = await client.hear()
+        assert isinstance(result, Result), result
+
+
+async def test_an_id_is_taken_until_nothing_of_its_session_is_left() -> None:
+    async with swarm(*THREE, speed=Speed(block_s=0.02)) as nodes:
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION)
+        link.send(prefill(SESSION, PROMPT), body(PROMPT))
+        await asyncio.sleep(0.01)  # its first piece runs
+        link.send(Cancel(session=SESSION))
+        _, answer = await nodes.open(client, SESSION)
+        assert isinstance(answer, Refuse)
+        assert isinstance(from_failure(answer.failure), BadStep)
+        await settled(lambda: all(is_empty(node) for node in nodes.nodes))
+        link, _ = await nodes.open(client, SESSION)
+        assert await generate(client, link, SESSION, [3, 4], 2) == expected([3, 4], 2)
+
+
+async def test_a_peer_that_takes_no_frames_harms_nobody_else() -> None:
+    async with swarm(*THREE, speed=Speed(block_s=0.002)) as nodes:
+        client, deaf = await nodes.client(), await nodes.client(FrameLimits(max_header=8, max_body=0))
+        link, _ = await nodes.open(client, SESSION)
+        hops = nodes.hops()
+        ends = [await deaf.endpoint.link(PeerId(hop.peer), hop.addresses, timeout_s=2) for hop in (hops[0], hops[2])]
+        for number in range(4):
+            name = b"nobody-hears-%03d" % number
+            ends[0].send(Open(session=name[:16], client=deaf.endpoint.peer, model=MODEL, hops=hops, max_tokens=64))
+        await settled(lambda: all(len(node.table.sessions) == 5 for node in nodes.nodes))
+        await settled(lambda: all(session.is_ready for session in nodes.nodes[0].table.sessions.values()))
+        for session in list(nodes.nodes[0].table.sessions):
+            if session != SESSION:
+                ends[0].send(prefill(session, PROMPT), body(PROMPT))
+        assert await generate(client, link, SESSION, PROMPT, 4) == expected(PROMPT, 4)
+        nodes.nodes[0].drain()
+        assert isinstance(await failure(client), Draining)
+        await settled(lambda: all(is_empty(node) for node in nodes.nodes))
+
+
+async def test_forged_timings_do_not_reach_the_next_hop() -> None:
+    async with swarm(*THREE) as nodes:
+        client, other = await nodes.client(), await nodes.client()
+        link, _ = await nodes.open(client, SESSION)
+        theirs, _ = await nodes.open(other, b"another-session-")
+        link.send(prefill(SESSION, PROMPT, trail=(HopTiming(1, 1, 1),) * 64), body(PROMPT))
+        error = await failure(client)
+        assert isinstance(error, BadStep)
+        assert error.hop == 0
+        assert await generate(other, theirs, b"another-session-", PROMPT, 2) == expected(PROMPT, 2)
+
+
+async def test_a_hop_that_grants_for_others_is_named() -> None:
+    async with swarm((0, 3)) as nodes:
+        client, liar = await nodes.client(), await nodes.client()
+        listener = await liar.endpoint.listen("0.0.0.0", 0)
+        grants = tuple(HopGrant(hop=hop, max_tokens=64, idle_timeout_ms=1) for hop in range(64))
+        liar.endpoint.on(Open, lambda link, message, _: link.send(Opened(session=message.session, grants=grants)))
+        last = HopSpec(peer=liar.endpoint.peer, start=3, end=8, addresses=listener.addresses)
+        link, answer = await nodes.open(client, SESSION, hops=(*nodes.hops(), last))
+        assert isinstance(answer, Refuse)
+        error = from_failure(answer.failure)
+        assert isinstance(error, HopUnreachable)
+        assert (error.hop, error.target) == (0, liar.endpoint.peer)
+        assert link.is_open
+        await settled(lambda: is_empty(nodes.nodes[0]))
+
+
+async def test_token_ids_for_a_penalty_are_checked_at_every_hop() -> None:
+    async with swarm((0, 3), (3, 8)) as nodes:
+        forger = await nodes.client()
+        hops = nodes.hops()
+        link = await forger.endpoint.link(PeerId(hops[1].peer), hops[1].addresses, timeout_s=2)
+        sampling = SamplingSpec(repetition_penalty=2.0)
+        opening = Open(
+            session=SESSION,
+            client=forger.endpoint.peer,
+            model=MODEL,
+            hops=hops,
+            hop=1,
+            max_tokens=64,
+            sampling=sampling,
+        )
+        link.send(opening)
+        assert isinstance(await forger.hear(), Opened)
+        activations = bytes(nodes.nodes[1].facts.hidden_bytes)
+        link.send(prefill(SESSION, [1], token_ids=body([2**31 - 1])), activations)
+        assert isinstance(await failure(forger), BadStep)
+
+
+async def test_a_hop_that_understands_less_is_named() -> None:
+    async with swarm((0, 3)) as nodes:
+        client, older = await nodes.client(), await nodes.client()
+        listener = await older.endpoint.listen("0.0.0.0", 0)
+        refusal = Failure(session=SESSION, code="not_understood", retry="elsewhere", text="no", remedy="update")
+        older.endpoint.on(Open, lambda link, message, _: link.send(refusal))
+        last = HopSpec(peer=older.endpoint.peer, start=3, end=8, addresses=listener.addresses)
+        _, answer = await nodes.open(client, SESSION, hops=(*nodes.hops(), last))
+        assert isinstance(answer, Failure)
+        assert (answer.code, answer.retry, answer.hop, answer.peer) == (
+            "not_understood",
+            "elsewhere",
+            1,
+            older.endpoint.peer,
+        )
+        await settled(lambda: is_empty(nodes.nodes[0]))
+
+
 def is_empty(node: object) -> bool:
     """No session, no promise of KV, nothing cached."""
     table = node.table
-    return not table.sessions and table.kv_promised == 0 and not node._compute._core.executor._caches
+    left = table.sessions or table.ending or node._openings or node._compute._core.executor._caches
+    return not left and table.kv_promised == 0

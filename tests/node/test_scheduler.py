@@ -91,3 +91,10 @@ def test_decode_goes_before_prefill_and_prefills_take_turns() -> None:
     assert batches[1] == [(b"other", 8)]
     assert batches[2:5] == [[(b"long", 8)], [(b"long", 8)], [(b"long", 1)]]
     assert batches[5] == []
+
+
+def test_prefill_fills_what_decode_leaves_whoever_came_first() -> None:
+    scheduler = Scheduler(token_budget=BUDGET, chunk_tokens=CHUNK)
+    for session, count in ((b"a", 1), (b"b", 5), (b"c", 1), (b"d", 20)):
+        scheduler.add(work_of(session, 0, count))
+    assert {part.piece.session: part.piece.count for part in scheduler.next()} == {b"a": 1, b"b": 5, b"c": 1, b"d": 8}

@@ -1,0 +1,81 @@
+"""The compute thread: what it hands back, and whom a failing executor harms."""
+
+import asyncio
+from collections.abc import Sequence
+
+from swarm_net.clocks import SystemClock
+from swarm_net.session_errors import ComputeFailed
+from swarm_node.compute import ComputeThread, Drop, Ran, Void
+from swarm_node.executor import Output, Piece, SpanFacts
+from swarm_node.scheduler import Scheduler, Work
+from swarm_sim.digest_executor import digest_facts
+
+POISON = b"poison"
+
+
+class Echo:
+    """Gives back what it gets; a batch with a poisonous piece fails as a whole."""
+
+    def __init__(self) -> None:
+        self.facts: SpanFacts = digest_facts(0, 4, 8, kv_tokens=64)
+        self.dropped: list[bytes] = []
+
+    def run(self, pieces: Sequence[Piece]) -> list[Output]:
+        if any(bytes(piece.data) == POISON for piece in pieces):
+            raise ZeroDivisionError
+        return [bytes(piece.data) for piece in pieces]
+
+    def drop(self, session: bytes) -> None:
+        self.dropped.append(session)
+
+
+def step(session: bytes, data: bytes, *, epoch: int = 0) -> Work:
+    return Work(
+        session=session,
+        epoch=epoch,
+        frame=0,
+        position=0,
+        count=1,
+        kind="decode",
+        blocks=(0, 4),
+        data=memoryview(data),
+        sample=False,
+        draw=None,
+        arrived_s=0.0,
+    )
+
+
+async def test_whose_piece_makes_the_executor_raise_fails_alone() -> None:
+    compute = ComputeThread(Echo(), Scheduler(), SystemClock())
+    arrived: asyncio.Queue[list[Ran]] = asyncio.Queue()
+    compute.start(arrived.put_nowait)
+    compute.submit([step(b"a", b"one"), step(b"b", POISON), step(b"c", b"three")])
+    async with asyncio.timeout(10):
+        outputs = {ran.part.work.session: ran.output for ran in await arrived.get()}
+        assert isinstance(outputs.pop(b"b"), ComputeFailed)
+        assert outputs == {b"a": b"one", b"c": b"three"}
+        await compute.stop()
+
+
+async def test_what_is_voided_or_dropped_is_told_after_all_that_ran() -> None:
+    executor = Echo()
+    compute = ComputeThread(executor, Scheduler(), SystemClock())
+    arrived: asyncio.Queue[object] = asyncio.Queue()
+    compute.start(arrived.put_nowait)
+    compute.submit(
+        [
+            step(b"a", b"old"),
+            step(b"a", b"old"),
+            Void(b"a", 1, arrived.put_nowait),
+            step(b"a", b"new", epoch=1),
+        ]
+    )
+    async with asyncio.timeout(10):
+        assert await arrived.get() == 2
+        ran = await arrived.get()
+        assert isinstance(ran, list)
+        assert [part.output for part in ran] == [b"new"]
+        compute.submit([step(b"a", b"never"), Drop(b"a", lambda: arrived.put_nowait("dropped"))])
+        assert await arrived.get() == "dropped"
+        assert executor.dropped == [b"a"]
+        await compute.stop()
