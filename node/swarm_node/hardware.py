@@ -39,12 +39,16 @@ def choose_dtype(setting: str, device: torch.device, checkpoint_dtype: str) -> t
     return torch.bfloat16 if half and fast else torch.float32
 
 
-def choose_threads(setting: int) -> int:
-    """Return how many threads compute: as asked, else the physical cores that this process may use."""
+def choose_threads(setting: int, *, other_nodes: int) -> int:
+    """Return how many threads compute: as asked, else this node's share of the cores that the process may use.
+
+    Two nodes that both use all cores wait for each other at every operation: ten times as slow as with a core each.
+    """
     if setting:
         return setting
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
+    return max(1, cores // (1 + other_nodes))
 
 
 def free_memory_bytes(device: torch.device) -> int:

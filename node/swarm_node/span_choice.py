@@ -17,6 +17,7 @@ from swarm_model.checkpoint import Checkpoint
 from swarm_model.sizing import DtypeName, weight_sizes
 from swarm_net.placement import choose_span
 from swarm_net.records import Record
+from swarm_node.data_dir import default_base, running
 from swarm_node.errors import BadBlocks, NothingToServe
 from swarm_node.reporting import Reporter
 from swarm_node.settings import Settings
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from swarm_node.span_executor import Rates, SpanExecutor
 
 _T = TypeVar("_T")
+
+ONE_THREAD_KEEPS = 0.8  # of decode speed times prefill speed with many threads, and one is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ def examine(settings: Settings, checkpoint: Checkpoint) -> Hardware:
     return Hardware(
         device,
         hardware.choose_dtype(settings.dtype, device, str(checkpoint.raw_config.get("dtype") or "bfloat16")),
-        hardware.choose_threads(settings.threads),
+        hardware.choose_threads(settings.threads, other_nodes=len(running(default_base()))),
         hardware.free_memory_bytes(device),
     )
 
@@ -108,7 +111,17 @@ def load(
             on_progress=show,
         )
     executor = SpanExecutor(loaded)
-    return executor, measure(executor)
+    rates = measure(executor)
+    if settings.threads == 0 and hardware.threads > 1 and hardware.device.type == "cpu":
+        torch.set_num_threads(1)  # a small span is not worth dividing, and a busy machine makes threads wait
+        alone = measure(executor)
+        kept = (alone.decode_tokens_per_s / rates.decode_tokens_per_s) * (
+            alone.prefill_tokens_per_s / rates.prefill_tokens_per_s
+        )
+        if kept > ONE_THREAD_KEEPS:
+            return executor, alone
+        torch.set_num_threads(hardware.threads)
+    return executor, rates
 
 
 async def in_thread(work: Callable[[], _T], name: str) -> _T:
