@@ -6,7 +6,7 @@
 
 Random Llamas are made in a temporary folder. `local` is generate with SDPA, `one` a span of all blocks, `two` a chain
 of two spans, cut so that the head counts as blocks. The three take turns within each repetition, so that a busy machine
-slows all of them; trust ratios, not milliseconds. Ids must be equal in float32.
+slows all of them; trust ratios, not milliseconds. Cells are medians with (best..worst). Ids must be equal in float32.
 """
 
 import argparse
