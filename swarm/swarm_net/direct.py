@@ -86,6 +86,7 @@ class DirectTransport:
         link = self._make_link(handshake, lambda _: handler)
         loop = asyncio.get_running_loop()
         failure: NetError = HandshakeFailed(address=address, reason="given up")
+        is_wanted = False
         try:
             async with asyncio.timeout(timeout_s):
                 await loop.create_connection(
@@ -98,6 +99,7 @@ class DirectTransport:
                     ssl_shutdown_timeout=SHUTDOWN_TIMEOUT_S,
                 )
                 await link.ready
+            is_wanted = True
             return link
         except TimeoutError as error:
             reason = f"no answer within {timeout_s:g} s"
@@ -111,7 +113,7 @@ class DirectTransport:
             failure = PeerUnreachable(peer=wanted.peer, addresses=(address,), reason=reason)
             raise failure from error
         finally:
-            if not link.ready.done() or link.ready.cancelled() or link.ready.exception() is not None:
+            if not is_wanted:  # also where it became ready in the moment in which it was given up
                 link.abort(failure)
 
     async def close(self) -> None:

@@ -4,7 +4,8 @@ Owns which links are open to whom, whose request an answer is, and the tasks tha
 a session is: `on` hands messages to whoever runs sessions.
 
 - Links are shared: `link` returns the oldest open one to that peer and lane, whoever dialed it, or dials; of callers
-  who want the same link at once one dials for all. Two peers who dial each other at once get two links, both usable.
+  who want the same link at once one dials for all, if they name the same addresses: nobody waits for an address that
+  somebody else made up. Two peers who dial each other at once get two links, both usable.
 - A handler given to `on` that raises: a SessionError on a message of a session goes back to its sender as a Failure;
   Malformed or NotUnderstood, and any exception that is not a NetError, is logged and ends the link; other errors (a
   send to a third peer that is gone) are logged.
@@ -101,7 +102,7 @@ class Endpoint:
         self._clock = clock
         self._limits = limits or EndpointLimits()
         self._links: dict[tuple[PeerId, Lane], list[Link]] = {}
-        self._dials: dict[tuple[PeerId, Lane], asyncio.Task[Link | NetError]] = {}
+        self._dials: dict[tuple[PeerId, Lane, tuple[str, ...]], asyncio.Task[Link | NetError]] = {}
         self._listeners: list[Listener] = []
         self._handlers: dict[type[Message], MessageHandler[Any]] = {}
         self._servers: dict[type[Message], RequestHandler[Any]] = {}
@@ -149,15 +150,16 @@ class Endpoint:
         Raises what the address raised if there was one, else PeerUnreachable with the reasons of all.
         """
         deadline_s = self._clock.monotonic() + timeout_s
+        wanted = (peer, lane, tuple(dict.fromkeys(addresses))[:MAX_ADDRESSES])
         while (link := self.get(peer, lane)) is None:
-            dial, is_ours = self._dials.get((peer, lane)), False
+            dial, is_ours = self._dials.get(wanted), False
             if dial is None:
                 if self._closed:
                     raise PeerUnreachable(peer=peer, addresses=tuple(addresses), reason="this endpoint is closed")
-                work = self._dial_any(peer, list(dict.fromkeys(addresses))[:MAX_ADDRESSES], lane, deadline_s)
+                work = self._dial_any(*wanted, deadline_s)
                 dial, is_ours = self._tasks.start(work, name=f"dial {peer}"), True
-                self._dials[peer, lane] = dial
-                dial.add_done_callback(lambda _: self._dials.pop((peer, lane), None))
+                self._dials[wanted] = dial
+                dial.add_done_callback(lambda _: self._dials.pop(wanted, None))
             await asyncio.wait((dial,), timeout=max(0.0, deadline_s - self._clock.monotonic()))
             if not dial.done():
                 reason = f"no answer within {timeout_s:g} s"
@@ -334,7 +336,9 @@ class Endpoint:
 
     # -- dialing
 
-    async def _dial_any(self, peer: PeerId, addresses: list[str], lane: Lane, deadline_s: float) -> Link | NetError:
+    async def _dial_any(
+        self, peer: PeerId, lane: Lane, addresses: tuple[str, ...], deadline_s: float
+    ) -> Link | NetError:
         """Dial addresses one after the other, not waiting for long for any; the first link wins."""
         errors: list[NetError] = []
         running: list[asyncio.Task[Link | NetError]] = []
@@ -359,7 +363,7 @@ class Endpoint:
         if len(errors) == 1:
             return errors[0]
         reason = "; ".join(str(error) for error in errors) or "it has no address that can be dialed"
-        return PeerUnreachable(peer=peer, addresses=tuple(addresses), reason=reason)
+        return PeerUnreachable(peer=peer, addresses=addresses, reason=reason)
 
     async def _dial_one(self, peer: PeerId, address: str, lane: Lane, deadline_s: float) -> Link | NetError:
         try:

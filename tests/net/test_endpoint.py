@@ -8,6 +8,7 @@ import pytest
 
 from swarm_net.clocks import SystemClock
 from swarm_net.direct import DirectTransport
+from swarm_net.direct_link import DirectLink
 from swarm_net.endpoint import Endpoint, EndpointLimits
 from swarm_net.errors import BadAddress, LinkLost, Malformed, NetError, PeerUnreachable, RequestTimeout, WrongPeer
 from swarm_net.identity import Identity
@@ -130,6 +131,28 @@ async def test_a_caller_with_good_addresses_does_not_fail_with_one_without(make:
     )
     assert isinstance(bad, BadAddress)
     assert not isinstance(good, BaseException)
+
+
+async def test_an_address_that_somebody_made_up_holds_nobody_else_up(make: MakeEndpoint) -> None:
+    near, far, silent, ended = make(), make(), asyncio.Event(), asyncio.Event()
+    listener = await far.listen("127.0.0.1", 0)
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await silent.wait()
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        made_up = f"/ip4/127.0.0.1/tcp/{port}/p2p/{far.peer}"
+        waiting = asyncio.create_task(near.link(far.peer, (made_up,), timeout_s=TIMEOUT_S))
+        await asyncio.sleep(0)
+        link = await near.link(far.peer, listener.addresses, timeout_s=2)
+        assert link.is_open
+        silent.set()
+        await asyncio.wait([waiting])
+        if isinstance(link, DirectLink):
+            await ended.wait()
 
 
 async def test_dials_of_each_other_at_once_leave_both_with_a_link(make: MakeEndpoint) -> None:
