@@ -38,6 +38,7 @@ class RemoteModel:
     def __init__(self, loop: "_LoopThread", opened: AbstractAsyncContextManager[AsyncRemoteModel]) -> None:
         self._loop = loop
         self._opened = opened
+        self._closing = threading.Lock()
         self._model = loop.run(opened.__aenter__())
 
     @classmethod
@@ -67,11 +68,12 @@ class RemoteModel:
 
     def close(self) -> None:
         """End every session and link; a second call does nothing."""
-        try:
-            with contextlib.suppress(TimeoutError, ModelClosed):
-                self._loop.run(self._opened.__aexit__(None, None, None), timeout_s=CLOSE_TIMEOUT_S)
-        finally:
-            self._loop.stop()
+        with self._closing:
+            try:
+                with contextlib.suppress(TimeoutError, ModelClosed):
+                    self._loop.run(self._opened.__aexit__(None, None, None), timeout_s=CLOSE_TIMEOUT_S)
+            finally:
+                self._loop.stop()
 
     @property
     def model(self) -> ModelId:
@@ -109,8 +111,10 @@ class BlockingTokenStream:
     def __init__(self, loop: "_LoopThread", stream: TokenStream) -> None:
         self._stream = stream
         # Unbounded: at most the tokens that were asked for.
-        self._arrived: queue.SimpleQueue[Token | BaseException | None] = queue.SimpleQueue()
-        self._moving = loop.start(_move(stream, self._arrived))
+        arrived: queue.SimpleQueue[Token | BaseException | None] = queue.SimpleQueue()
+        self._arrived = arrived
+        self._moving = loop.start(_move(stream, arrived))
+        self._moving.add_done_callback(lambda moved: arrived.put(_end_of(moved)))  # also if it never began
         weakref.finalize(self, self._moving.cancel).atexit = False
         self._over = False
 
@@ -156,16 +160,13 @@ async def _made(model: AsyncRemoteModel, prompt: Prompt, arguments: Arguments) -
 
 
 async def _move(stream: TokenStream, arrived: queue.SimpleQueue[Token | BaseException | None]) -> None:
-    end: BaseException | None = ModelClosed()
-    try:
-        async with stream:
-            async for token in stream:
-                arrived.put(token)
-        end = None
-    except Exception as error:
-        end = error
-    finally:
-        arrived.put(end)
+    async with stream:
+        async for token in stream:
+            arrived.put(token)
+
+
+def _end_of(moved: Future[None]) -> BaseException | None:
+    return ModelClosed() if moved.cancelled() else moved.exception()
 
 
 class _LoopThread:

@@ -16,10 +16,13 @@ UNKNOWN_DECODE_TOKENS_PER_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """`factor` times what the records promise, and never less than the floor."""
+    """`factor` times what the records promise, never less than the floor, never more than the ceiling: a hop that calls
+    itself slow cannot hold a session up for ever."""
 
     factor: float = 10.0
     step_floor_s: float = 15.0
+    step_ceiling_s: float = 60.0
+    token_ceiling_s: float = 2.0  # for each token of the step on top
     dial_timeout_s: float = 5.0
     opening_floor_s: float = 5.0
 
@@ -39,4 +42,5 @@ def result_deadline_s(hops: Sequence[Hop], tokens: int, patience: Patience) -> f
         decode_tokens_per_s = record.decode_tokens_per_s or UNKNOWN_DECODE_TOKENS_PER_S
         promised_s += (tokens - 1) * share / prefill_tokens_per_s + share / decode_tokens_per_s
         promised_s += record.load.queued_tokens / prefill_tokens_per_s
-    return max(patience.step_floor_s, patience.factor * promised_s)
+    ceiling_s = patience.step_ceiling_s + tokens * patience.token_ceiling_s
+    return max(patience.step_floor_s, min(patience.factor * promised_s, ceiling_s))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from swarm_client import RemoteModel
+from swarm_client.blocking import BlockingTokenStream, _made
 from swarm_client.errors import InvalidParameter, ModelClosed
 from swarm_net.errors import NetError
 from swarm_net.messages import Step
@@ -103,6 +105,31 @@ def test_closing_ends_what_other_threads_wait_for(swarm: FakeSwarm, tmp_path: Pa
     thread.join(20)
     assert not thread.is_alive()
     assert len(errors) == 1
+
+
+def test_a_stream_that_has_not_begun_when_the_loop_stops_ends(swarm: FakeSwarm, tmp_path: Path) -> None:
+    with connect(swarm, tmp_path) as remote:
+        tokens = remote._loop.run(_made(remote._model, PROMPT, {}))
+        busy = threading.Event()
+        remote._loop._loop.call_soon_threadsafe(busy.wait)
+        stream = BlockingTokenStream(remote._loop, tokens)
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(next, stream)
+            remote._loop.stop()
+            busy.set()
+            with pytest.raises(ModelClosed):
+                waiting.result(20)
+
+
+def test_two_threads_may_close(swarm: FakeSwarm, tmp_path: Path) -> None:
+    remote, busy = connect(swarm, tmp_path), threading.Event()
+    remote._loop._loop.call_soon_threadsafe(busy.wait)
+    with ThreadPoolExecutor(2) as threads:
+        closing = [threads.submit(remote.close) for _ in range(2)]
+        time.sleep(0.1)  # both wait for the loop by now
+        busy.set()
+        for each in closing:
+            each.result(20)
 
 
 def test_a_failed_connect_leaves_no_thread(tmp_path: Path) -> None:

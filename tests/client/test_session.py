@@ -164,6 +164,8 @@ def test_deadlines_come_from_promises_above_a_floor() -> None:
     half = [hop(0, 4, prefill=100, decode=10, queued=200), hop(4, 8, prefill=100, decode=10)]
     assert result_deadline_s(half, 1001, patience) == pytest.approx(10 * (10 + 0.1 + 2))
     assert result_deadline_s([hop(0, 8)], 101, patience) > 10
+    for slow in (hop(0, 8, prefill=1e-300, decode=1e-300), hop(0, 8, prefill=10, decode=10, queued=2**31 - 1)):
+        assert result_deadline_s([slow], 10, patience) == 60 + 20
     assert opening_deadline_s(3, patience) == 17
 
 
