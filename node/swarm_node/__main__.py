@@ -5,6 +5,7 @@ it, is imported when a node really starts.
 """
 
 import asyncio
+import contextlib
 import inspect
 import json
 import os
@@ -108,7 +109,8 @@ def stop(node: NodeName = "", as_json: Json = False) -> None:
     with _Errors(as_json):
         found = _running(node)
         for each in found:
-            os.kill(each.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(each.pid, signal.SIGTERM)
         deadline_s = time.monotonic() + 30
         while any(is_locked(each.path) for each in found) and time.monotonic() < deadline_s:
             time.sleep(0.05)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -56,7 +57,7 @@ class PeopleReporter:
     def event(self, name: str, **fields: Any) -> None:
         match name:
             case "starting":
-                self._console.print(f"[bold]{fields['model']}[/]  data in {fields['data_dir']}")
+                self._console.print(f"[bold]{escape(fields['model'])}[/]  data in {escape(fields['data_dir'])}")
             case "joined":
                 self._console.print(f"joined the swarm through {len(fields['bootstrap'])} node(s)")
             case "span":
@@ -67,7 +68,7 @@ class PeopleReporter:
             case "ready":
                 self._ready(fields)
             case "warning":
-                self._console.print(f"[yellow]{fields['message']}[/]")
+                self._console.print(f"[yellow]{escape(fields['message'])}[/]")
             case "stopping":
                 self._console.print(f"stopping: {fields['sessions']} session(s) end")
             case "stopped":
@@ -86,12 +87,12 @@ class PeopleReporter:
         self._console.print("[bold green]ready[/]")
         self._console.print(table)
         address = fields["bootstrap"][0]
-        model = shlex.quote(fields["source"])
+        model = escape(shlex.quote(fields["source"]))
         self._console.print("\na friend joins with")
         self._console.print(f"  swarm-node start --model {model} --bootstrap {address}", soft_wrap=True)
         self._console.print("and anybody generates with")
         self._console.print(
-            f'  swarm-client generate --model {fields["model"]} --bootstrap {address} "Once upon a time"',
+            f'  swarm-client generate --model {escape(fields["model"])} --bootstrap {address} "Once upon a time"',
             soft_wrap=True,
         )
         self._console.print("[dim]Ctrl-C stops the node[/]")
@@ -111,5 +112,5 @@ def report_error(error: Exception, remedy: str, code: str, *, as_json: bool) -> 
         JsonReporter().event("error", error=code, message=str(error), remedy=remedy)
     else:
         console = Console(stderr=True, highlight=False)
-        console.print(f"[bold red]error[/] {error}", soft_wrap=True)
-        console.print(f"      {remedy}", soft_wrap=True)
+        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
+        console.print(f"      {escape(remedy)}", soft_wrap=True)
