@@ -19,6 +19,8 @@ from swarm_net.messages import ModelId
 from swarm_net.routing import Route, route
 from swarm_net.snapshot import Snapshot
 
+ROUTE_SPREAD = 0.2  # of a node's cost, by chance: records are seconds old, and whoever reads them reads the same
+
 
 @dataclass(slots=True)
 class Connection:
@@ -46,6 +48,7 @@ class Connection:
             prefer_numeric_class=prefer_numeric_class,
             exclude=frozenset(PeerId(peer) for peer in exclude),
             max_tokens=max_tokens,
+            spread=ROUTE_SPREAD,
         )
 
     async def choose_first(self, *, max_tokens: int) -> Route:

@@ -15,9 +15,10 @@ taken only if no route avoids them: their record may be older than their memory'
 
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from math import log
 from typing import Protocol
 
 from swarm_net.errors import NoRoute
@@ -32,6 +33,8 @@ MAX_BUSY = 0.99
 MAX_TRIED = 100_000  # partial routes a search may look at, a third of a second
 
 _NS = 1_000_000_000
+
+_Price = Callable[[Record, int], float]  # seconds that so many blocks of a node count for
 
 
 class Randomness(Protocol):
@@ -80,8 +83,12 @@ def route(
     exclude: frozenset[PeerId] = frozenset(),
     max_tokens: int = 0,
     rtt_s: Mapping[PeerId, float] | None = None,
+    spread: float = 0.0,
 ) -> Route:
     """Return the cheapest route through these nodes; `max_tokens` is what a session needs room for.
+
+    With `spread` each node's cost is raised by chance, by that share on average: clients who know the same then choose
+    differently among nodes that are about as good, instead of all going to the best one.
 
     Raises NoRoute with exactly the ranges of blocks that no node serves; where all are served but weights differ so
     that no route is consistent, with the blocks in dispute.
@@ -97,9 +104,18 @@ def route(
     if missing := missing_blocks(serving, num_blocks):
         raise NoRoute(model=str(model), missing=missing)
     roomy = [record for record in serving if _has_room(record, max_tokens)]
+    factors = {record.peer: 1.0 - spread * log(1.0 - rng.random()) for record in serving} if spread else {}
+
+    def price_s(record: Record, blocks: int) -> float:
+        known_rtt_s = (rtt_s or {}).get(PeerId(record.peer), UNKNOWN_RTT_S)
+        return hop_s(record, blocks, known_rtt_s) * factors.get(record.peer, 1.0)
+
     for pool in (roomy, serving):
-        if found := _best_in_classes(pool, num_blocks, prefer_numeric_class, rtt_s or {}, rng):
-            return Route(model=model, hops=found.hops, token_s=found.cost_ns / _NS)
+        if found := _best_in_classes(pool, num_blocks, prefer_numeric_class, price_s, rng):
+            expected_s = sum(
+                price_s(hop.record, hop.end - hop.start) / factors.get(hop.peer, 1.0) for hop in found.hops
+            )  # what chance added is no delay
+            return Route(model=model, hops=found.hops, token_s=expected_s)
     raise NoRoute(model=str(model), missing=_disputed(serving))
 
 
@@ -129,17 +145,17 @@ def _has_room(record: Record, max_tokens: int) -> bool:
 
 
 def _best_in_classes(
-    pool: list[Record], num_blocks: int, preferred: str | None, rtt_s: Mapping[PeerId, float], rng: Randomness
+    pool: list[Record], num_blocks: int, preferred: str | None, price_s: _Price, rng: Randomness
 ) -> "_Found | None":
     classes: dict[str, list[Record]] = defaultdict(list)
     for record in pool:
         classes[record.numeric_class].append(record)
-    if preferred in classes and (found := _Search(classes[preferred], num_blocks, rtt_s, rng).best()):
+    if preferred in classes and (found := _Search(classes[preferred], num_blocks, price_s, rng).best()):
         return found
-    alone = [found for members in classes.values() if (found := _Search(members, num_blocks, rtt_s, rng).best())]
+    alone = [found for members in classes.values() if (found := _Search(members, num_blocks, price_s, rng).best())]
     if alone:
         return min(alone, key=lambda found: (found.cost_ns, rng.random()))
-    return _Search(pool, num_blocks, rtt_s, rng).best() if len(classes) > 1 else None
+    return _Search(pool, num_blocks, price_s, rng).best() if len(classes) > 1 else None
 
 
 def _conflicts(records: Sequence[Record]) -> dict[str, frozenset[str]]:
@@ -199,9 +215,7 @@ class _Partial:
 class _Search:
     """The cheapest chain of hops through one set of candidates."""
 
-    def __init__(
-        self, records: Sequence[Record], num_blocks: int, rtt_s: Mapping[PeerId, float], rng: Randomness
-    ) -> None:
+    def __init__(self, records: Sequence[Record], num_blocks: int, price_s: _Price, rng: Randomness) -> None:
         self._num_blocks = num_blocks
         self._rng = rng
         self._conflicts = _conflicts(records)
@@ -210,7 +224,7 @@ class _Search:
         boundaries = sorted({0, *starts, *(record.end for record in records)})
         self._entered: dict[int, list[tuple[Record, list[tuple[int, int]]]]] = {
             boundary: [
-                (record, _exits(record, boundary, starts, rtt_s.get(PeerId(record.peer), UNKNOWN_RTT_S)))
+                (record, _exits(record, boundary, starts, price_s))
                 for record in records
                 if record.start <= boundary < record.end
             ]
@@ -264,9 +278,9 @@ class _Search:
         return _Partial(least_ns, self._num_blocks - end, self._rng.random(), cost_ns, hops, used)
 
 
-def _exits(record: Record, boundary: int, starts: Sequence[int], rtt_s: float) -> list[tuple[int, int]]:
+def _exits(record: Record, boundary: int, starts: Sequence[int], price_s: _Price) -> list[tuple[int, int]]:
     """Return where a hop that enters at `boundary` may end, the end of its span last, with the cost in nanoseconds."""
-    entry_ns = hop_s(record, 0, rtt_s) * _NS
-    block_ns = hop_s(record, 1, rtt_s) * _NS - entry_ns
+    entry_ns = price_s(record, 0) * _NS
+    block_ns = price_s(record, 1) * _NS - entry_ns
     ends = [*starts[bisect_right(starts, boundary) : bisect_left(starts, record.end)], record.end]
     return [(end, round(entry_ns + (end - boundary) * block_ns)) for end in ends]

@@ -208,6 +208,18 @@ def test_equal_routes_are_spread_by_chance_and_repeat_with_the_seed() -> None:
     assert chosen[3] == route(twins[::-1], MODEL, num_blocks=BLOCKS, rng=Random(3)).peers
 
 
+def test_spread_shares_clients_among_nodes_that_are_about_as_good() -> None:
+    rates = {"best": 40.0, "good": 36.0, "slow": 2.0}
+    nodes = [node(name, 0, 6, decode_tokens_per_s=rate) for name, rate in rates.items()]
+    chosen = [route(nodes, MODEL, num_blocks=BLOCKS, rng=Random(seed), spread=0.5) for seed in range(300)]
+    counts = {name: sum(found.peers == (name,) for found in chosen) for name in rates}
+    assert counts["good"] > 60
+    assert counts["best"] > counts["good"]
+    assert counts["slow"] < 15
+    alone = route(nodes[:1], MODEL, num_blocks=BLOCKS, rng=Random(0))
+    assert route(nodes[:1], MODEL, num_blocks=BLOCKS, rng=Random(1), spread=0.5).token_s == pytest.approx(alone.token_s)
+
+
 def test_a_swarm_of_three_hundred_is_no_effort() -> None:
     rng = Random(5)
     crowd = []
