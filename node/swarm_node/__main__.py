@@ -92,7 +92,7 @@ def config_show(*, config: Config = None, as_json: Json = False, **flags: str | 
 def status(node: NodeName = "", as_json: Json = False) -> None:
     """Show the nodes that run on this machine."""
     with _Errors(as_json):
-        from swarm_node.operator import ask_all, status_table
+        from swarm_node.operator import ask_all, show_status
 
         rows = asyncio.run(ask_all(_running(node)))
         if as_json:
@@ -100,7 +100,7 @@ def status(node: NodeName = "", as_json: Json = False) -> None:
             return
         from rich.console import Console
 
-        Console().print(status_table(rows))
+        show_status(rows, Console())
 
 
 @app.command()

@@ -9,7 +9,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from swarm_net.clocks import SystemClock
 from swarm_net.direct import DirectTransport
@@ -57,12 +59,12 @@ async def ask_all(nodes: Sequence[RunningNode]) -> list[dict[str, Any]]:
     return list(await asyncio.gather(*(ask_status(node) for node in nodes)))
 
 
-def status_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Show nodes to people."""
-    table = Table("node", "model", "blocks", "sessions", "busy", "KV used", "tokens", "tokens/s", "listening")
+def show_status(rows: Sequence[dict[str, Any]], console: Console) -> None:
+    """Show nodes to people: what they do, and how others join them."""
+    table = Table("node", "model", "blocks", "sessions", "busy", "KV used", "tokens", "tokens/s")
     for row in rows:
         if "error" in row:
-            table.add_row(row["node"], f"[red]{row['error']}[/]")
+            table.add_row(row["node"], Text(row["error"], style="red"))
             continue
         start, end = row["blocks"]
         used = 1 - row["kv_tokens_free"] / max(row["kv_tokens"], 1)
@@ -75,6 +77,8 @@ def status_table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{used:.0%}",
             f"{row['tokens_computed']:,}",
             f"{row['decode_tokens_per_s']:.0f}",
-            ", ".join(address.rsplit("/p2p/", 1)[0] for address in row["bootstrap"]),
         )
-    return table
+    console.print(table)
+    for row in rows:
+        if "error" not in row:
+            console.print(f"{row['node']}  --bootstrap {row['bootstrap'][0]}", soft_wrap=True, highlight=False)
