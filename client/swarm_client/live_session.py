@@ -91,8 +91,8 @@ class LiveSession:
         self._was_sent = True
         try:
             self._first.send(opening)
-        except LinkLost as lost:
-            raise HopLost(target=lost.peer, reason=lost.reason) from lost
+        except NetError as error:
+            raise _not_sent(self._first, error) from error
         # A hop that gives up at its own deadline still has to tell us.
         self._expect_within(deadline_s + self._patience.dial_timeout_s)
         while not self._opened:
@@ -131,8 +131,8 @@ class LiveSession:
         self._expect_within(result_deadline_s(self.route.hops, len(token_ids), self._patience))
         try:
             link.send(*self._session.step(token_ids, sent_ns))
-        except LinkLost as lost:
-            self._fail(HopLost(target=lost.peer, reason=lost.reason))
+        except NetError as error:
+            self._fail(_not_sent(link, error))
 
     async def progress(self) -> None:
         """Return after the next message that moves the session. Raises SessionError, BadResult."""
@@ -154,7 +154,7 @@ class LiveSession:
         if self._timer is not None:
             self._timer.cancel()
         if self._first is not None and self._was_sent:
-            with contextlib.suppress(LinkLost):
+            with contextlib.suppress(NetError):
                 self._first.send(Cancel(session=self.id, reason=reason))
         for link in (self._first, self._last):
             if link is not None:
@@ -232,3 +232,8 @@ class LiveSession:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _not_sent(link: Link, error: NetError) -> HopLost:
+    """Say that a link is gone, or that its other end takes no frame of this size: as good as gone."""
+    return HopLost(target=link.peer, reason=error.reason if isinstance(error, LinkLost) else str(error))

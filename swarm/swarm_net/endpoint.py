@@ -400,7 +400,7 @@ class Endpoint:
 
 
 def _send_if_open(link: Link, message: Message) -> None:
-    with contextlib.suppress(LinkLost):
+    with contextlib.suppress(NetError):  # also a peer that takes only smaller frames
         link.send(message)
 
 

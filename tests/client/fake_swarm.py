@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 
 import msgspec
 
@@ -25,6 +26,7 @@ from swarm_net.directory import MemoryDirectory, MemoryStore
 from swarm_net.discovery import DiscoveryService
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import LinkLost, NetError
+from swarm_net.frames import DEFAULT_LIMITS, FrameLimits
 from swarm_net.identity import Identity
 from swarm_net.links import Body, Link, Listener, PeerId, Transport
 from swarm_net.manifest import Manifest, manifest_of
@@ -122,6 +124,7 @@ class Script:
     step_s: float = 0.0
     duplicate: bool = False  # every result comes twice, and a stale one before it
     tokens: Sequence[int] | None = None  # what is said instead of next_token
+    limits: FrameLimits = DEFAULT_LIMITS  # of the frames that it takes
 
 
 @dataclass
@@ -331,6 +334,13 @@ class FakeNode:
         task.add_done_callback(self._tasks.discard)
 
 
+class HardlyAnyChance(Random):
+    """Breaks ties and no more: the node that looks best is chosen."""
+
+    def random(self) -> float:
+        return super().random() * 1e-9
+
+
 @dataclass
 class FakeSwarm:
     """Nodes of one model on one memory network."""
@@ -347,16 +357,18 @@ class FakeSwarm:
 
     def world(self) -> World:
         peer = Identity.generate().peer_id
-        return World(peer=peer, transport=MemoryTransport(self.network, peer), clock=CLOCK)
+        return World(peer=peer, transport=MemoryTransport(self.network, peer), clock=CLOCK, rng=HardlyAnyChance())
 
     async def add(
         self, span: tuple[int, int], script: Script | None = None, model: FakeModel | None = None
     ) -> FakeNode:
-        identity = Identity.generate()
+        identity, script = Identity.generate(), script or Script()
         transport = (
-            DirectTransport(identity, CLOCK) if self.is_direct else MemoryTransport(self.network, identity.peer_id)
+            DirectTransport(identity, CLOCK)
+            if self.is_direct
+            else MemoryTransport(self.network, identity.peer_id, limits=script.limits)
         )
-        node = FakeNode(model or self.model, identity, transport, MemoryDirectory(self.store), span, script or Script())
+        node = FakeNode(model or self.model, identity, transport, MemoryDirectory(self.store), span, script)
         await node.start()
         self.nodes.append(node)
         return node

@@ -12,6 +12,7 @@ from swarm_client.deadlines import Patience
 from swarm_client.errors import BadResult
 from swarm_client.failover import MAX_ATTEMPTS
 from swarm_client.token_stream import TokenStream
+from swarm_net.frames import FrameLimits
 from swarm_net.messages import Open, Result, Step
 from swarm_net.session_errors import (
     BadStep,
@@ -57,6 +58,8 @@ FIRST_TIME = [
     Script(alter=wrong(tokens=(5, 6))),
     Script(alter=wrong(tokens=(2**31 - 1,))),
     Script(alter=wrong(position=77)),
+    Script(limits=FrameLimits(max_header=200, max_body=1024)),  # less than an Open
+    Script(limits=FrameLimits(max_header=1024, max_body=8)),  # less than the prompt
 ]
 
 
