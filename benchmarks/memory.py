@@ -1,9 +1,9 @@
 """What a node takes: `python benchmarks/memory.py`.
 
 Starts real nodes, without the DHT daemon, that serve parts of a random Llama (hidden 1024, 16 blocks, vocabulary
-32,000), and reads from the kernel what they hold once they are ready and what they held at most while loading. `besides`
-is what is neither weights nor KV in use: Python, torch, transformers (limit: 700 MB). `loading` is the peak less that,
-in spans (limit: 2).
+32,000), and reads from the kernel what they hold once they are ready and what they held at most while loading.
+`besides` is what is neither weights nor KV in use: Python, torch, transformers (limit: 700 MB). `loading` is the peak
+less that, in spans (limit: 2).
 """
 
 import asyncio
@@ -11,10 +11,10 @@ import re
 import tempfile
 from pathlib import Path
 
-from decode import make_checkpoint
 from rich.console import Console
 from rich.table import Table
 
+from decode import make_checkpoint
 from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
 
 MB = 1e6
