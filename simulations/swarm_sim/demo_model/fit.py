@@ -49,8 +49,9 @@ class Recipe:
 
     def __str__(self) -> str:
         return (
-            f"AdamW, learning rate {self.learning_rate:g} (warm-up, cosine), weight decay {self.weight_decay:g}, "
-            f"residual dropout {self.dropout:g}, {self.rows} windows of {self.window} tokens a step, bf16 autocast"
+            f"AdamW, learning rate {self.learning_rate:g} (warm-up, cosine over {self.steps} steps), "
+            f"weight decay {self.weight_decay:g}, residual dropout {self.dropout:g}, "
+            f"{self.rows} windows of {self.window} tokens a step, bf16 autocast"
         )
 
 

@@ -45,11 +45,12 @@ def read_material(file: Path, title: str, vocabulary: int, window: int) -> Mater
     """Read a text, hold out its last tenth and learn the tokenizer from the rest. Raises TextTooShort."""
     seen, unseen = split(file.read_text(encoding="utf-8"))
     tokenizer = train_tokenizer(seen, vocabulary, CONTEXT_TOKENS)
-    held_out = tokenizer.encode(unseen)
+    encode = functools.partial(tokenizer.encode, verbose=False)  # else it warns that a whole play exceeds the context
+    held_out = encode(unseen)
     return Material(
         description=describe_data(file, title),
         tokenizer=tokenizer,
-        training=TrainingText.encode(seen, tokenizer.encode, window),
+        training=TrainingText.encode(seen, encode, window),
         held_out=held_out_rows(held_out, window),
         held_out_tokens_per_byte=len(held_out) / len(unseen.encode()),
     )
