@@ -12,6 +12,7 @@ import json
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -180,25 +181,24 @@ async def measure(
 
 async def generate(model: AsyncRemoteModel, prompt: list[int]) -> tuple[Generation, list[float]]:
     """Return a generation and the seconds between its tokens."""
-    stream, loop = model.stream(prompt, max_new_tokens=NEW_TOKENS, temperature=0), asyncio.get_running_loop()
-    stamps = [loop.time() async for _ in stream]
+    stream = model.stream(prompt, max_new_tokens=NEW_TOKENS, temperature=0)
+    stamps = [time.perf_counter() async for _ in stream]
     assert stream.generation is not None
     return stream.generation, [later - earlier for earlier, later in pairwise(stamps)]
 
 
 async def together(model: AsyncRemoteModel, prompts: Sequence[list[int]]) -> float:
     """Return tokens a second of all sessions, from when the last has its first token."""
-    loop = asyncio.get_running_loop()
     stamps: list[list[float]] = [[] for _ in prompts]
 
     async def run(number: int) -> None:
         stream = model.stream(prompts[number], max_new_tokens=NEW_TOKENS, temperature=0)
-        stamps[number] = [loop.time() async for _ in stream]
+        stamps[number] = [time.perf_counter() async for _ in stream]
 
     await asyncio.gather(*(run(number) for number in range(len(prompts))))
     start = max(times[0] for times in stamps)
     end = max(times[-1] for times in stamps)
-    return sum(1 for times in stamps for time in times if time > start) / (end - start)
+    return sum(1 for times in stamps for stamp in times if stamp > start) / (end - start)
 
 
 def show(rows: Sequence[Row], hops: Sequence[Hop], console: Console) -> None:

@@ -85,7 +85,7 @@ async def _hand_over_us(hidden_bytes: int) -> float:
     compute.start(came.put_nowait)
     body, taken_us = memoryview(bytes(hidden_bytes)), []
     for frame in range(HAND_OVERS):
-        work = Work(bytes(16), 0, frame, frame, 1, "decode", (1, 2), body, False, None, 0.0)
+        work = Work(bytes(16), 0, frame, frame, 1, "decode", (1, 2), body, "", False, None, 0.0)
         started_s = time.perf_counter()
         compute.submit([work])
         await came.get()

@@ -74,7 +74,13 @@ class LiveSession:
         assert self._first is not None
         deadline_s = opening_deadline_s(len(self.route.hops), self._patience)
         hops = tuple(
-            HopSpec(peer=hop.peer, start=hop.start, end=hop.end, addresses=hop.record.addresses)
+            HopSpec(
+                peer=hop.peer,
+                start=hop.start,
+                end=hop.end,
+                addresses=hop.record.addresses,
+                dtype=hop.record.dtype,
+            )
             for hop in self.route.hops
         )
         opening = Open(

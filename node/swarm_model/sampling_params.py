@@ -10,13 +10,15 @@ from typing import Final
 from swarm_model.errors import InvalidSampling
 
 MAX_TOP_LOGPROBS: Final = 20
+COLDEST: Final = 1e-5  # below, differences of logits that are worth nothing outweigh any noise, and then overflow
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Parameters with the names, defaults and meanings of transformers' `generate`.
 
-    `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing; `seed` keys the noise;
+    `temperature` 0 (or next to it) takes the likeliest token; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing;
+    `seed` keys the noise;
     `top_logprobs` asks for that many of the likeliest tokens beside the chosen one.
     Raises InvalidSampling for a value out of range, NaN and infinities included.
     """
@@ -46,7 +48,7 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token wins and no noise is needed."""
-        return self.temperature == 0.0
+        return self.temperature < COLDEST
 
 
 def _check(field: str, value: float, holds: bool, allowed: str) -> None:

@@ -52,7 +52,21 @@ class Drop:
     on_done: Callable[[], None]
 
 
-Command = Work | Void | Drop
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Let a session's steps wait."""
+
+    session: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Let a session's steps run again."""
+
+    session: bytes
+
+
+Command = Work | Void | Drop | Hold | Release
 Deliver = Callable[[list[Ran]], None]
 
 
@@ -84,6 +98,10 @@ class _Core:
                 self.scheduler.add(command)
             case Void(session, below_epoch, on_voided):
                 return partial(on_voided, self.scheduler.void(session, below_epoch))
+            case Hold(session):
+                self.scheduler.hold(session)
+            case Release(session):
+                self.scheduler.release(session)
             case Drop(session, on_done):
                 self.scheduler.drop(session)
                 self.executor.drop(session)

@@ -16,6 +16,8 @@ from swarm_net.links import Body
 from swarm_net.messages import SamplingSpec
 from swarm_net.session_errors import SessionError
 
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -35,6 +37,7 @@ class Piece:
     count: int
     data: Body  # int32 ids [count] where they start at 0, else raw activations [count, hidden]
     draw: Draw | None = None  # only where they end the model
+    dtype: str = ""  # of the activations in `data`, where it is not the span's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,14 @@ class SpanFacts:
     block_digests: tuple[bytes, ...]
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0
+
+    def activation_bytes(self, dtype: str) -> int | None:
+        """Return the size of one token's activations in a number format; None for one that is not understood."""
+        if dtype in ("", self.dtype):
+            return self.hidden_bytes
+        if dtype not in FLOAT_BYTES or self.dtype not in FLOAT_BYTES:
+            return None
+        return self.hidden_bytes // FLOAT_BYTES[self.dtype] * FLOAT_BYTES[dtype]
 
 
 class Executor(Protocol):

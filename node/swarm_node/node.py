@@ -56,19 +56,23 @@ from swarm_net.session_errors import (
     to_failure,
 )
 from swarm_net.tasks import TaskScope
-from swarm_node.compute import Command, Compute, Drop, Ran, Void
+from swarm_node.compute import Command, Compute, Drop, Hold, Ran, Release, Void
 from swarm_node.executor import Drawn, SpanFacts
 from swarm_node.sessions import Session, SessionTable
 
 log = logging.getLogger(__name__)
+
+LOOK_AGAIN_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class NodeLimits:
     """What a node allows."""
 
-    idle_timeout_s: float = 60.0
+    idle_timeout_s: float = 300.0
     dial_timeout_s: float = 5.0
+    hold_above_bytes: int = 8 << 20  # of activations that wait at a link: then nothing more is computed for it
+    release_below_bytes: int = 2 << 20
     max_opening: int = 256  # openings that wait for their next hop; one more is refused
 
 
@@ -96,6 +100,7 @@ class Node:
         self._openings: dict[bytes, _Opening] = {}
         self._commands: list[Command] = []
         self._busy = BusyShare()
+        self._slow_links: list[Link] = []  # whose sessions wait until what was sent has left
         self._draining = False
         self._tasks = TaskScope()
 
@@ -254,6 +259,8 @@ class Node:
             return
         if message.sent_ns:
             work.wire_us = max(0, (self._clock.wall_ns() + link.clock_offset_ns - message.sent_ns) // 1000)
+        if any(slow is session.downstream.get("bulk") for slow in self._slow_links):
+            self._submit(Hold(session.id))
         if work.epoch > epoch:
             self._submit(Void(session.id, work.epoch, partial(_forget_waiting, session)))
         self._submit(work)
@@ -316,6 +323,23 @@ class Node:
             ),
             ran.output,
         )
+        if link.backlog_bytes > self._limits.hold_above_bytes and not any(slow is link for slow in self._slow_links):
+            self._wait_for(link)
+
+    def _wait_for(self, link: Link) -> None:
+        """Compute nothing more for a link that is slower than we are, until what was sent has left."""
+        self._slow_links.append(link)
+        for session in self.table.using(link):
+            self._submit(Hold(session.id))
+        asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again, link)
+
+    def _look_again(self, link: Link) -> None:
+        if link.is_open and link.backlog_bytes > self._limits.release_below_bytes:
+            asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again, link)
+            return
+        self._slow_links = [slow for slow in self._slow_links if slow is not link]
+        for session in self.table.using(link):
+            self._submit(Release(session.id))
 
     def _send_result(self, session: Session, ran: Ran) -> None:
         if not isinstance(ran.output, Drawn):

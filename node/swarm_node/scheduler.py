@@ -29,6 +29,7 @@ class Work:
     kind: StepKind
     blocks: tuple[int, int]
     data: memoryview
+    dtype: str  # of the activations in `data`
     sample: bool
     draw: Draw | None
     arrived_s: float
@@ -63,10 +64,12 @@ class Scheduler:
         self.chunk_tokens = chunk_tokens
         self.max_decodes = max_decodes
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()  # by session, in order of arrival
+        self._held: dict[bytes, None] = {}
         self.waiting_tokens = 0
 
     def __bool__(self) -> bool:
-        return bool(self._queues)
+        """Whether anything may run now."""
+        return any(session not in self._held for session in self._queues)
 
     def add(self, work: Work) -> None:
         """Queue a step behind the others of its session."""
@@ -87,17 +90,26 @@ class Scheduler:
             del self._queues[session]
         return forgotten
 
+    def hold(self, session: bytes) -> None:
+        """Let a session's steps wait until `release`: its outputs have nowhere to go."""
+        self._held[session] = None
+
+    def release(self, session: bytes) -> None:
+        """Let a session's steps run again."""
+        self._held.pop(session, None)
+
     def drop(self, session: bytes) -> None:
         """Forget all of a session's steps."""
+        self.release(session)
         if (queue := self._queues.pop(session, None)) is not None:
             self.waiting_tokens -= sum(work.left for work in queue)
 
     def next(self) -> list[Slice]:
-        """Take the next batch; empty only if nothing waits.
+        """Take the next batch; empty only if nothing may run.
 
         All pieces of a batch run the same blocks: those of the session that has waited longest.
         """
-        heads = [queue[0] for queue in self._queues.values()]
+        heads = [queue[0] for session, queue in self._queues.items() if session not in self._held]
         if not heads:
             return []
         ready = [work for work in heads if work.blocks == heads[0].blocks]
@@ -124,6 +136,7 @@ class Scheduler:
             count=tokens,
             data=work.data[start * width : end * width],
             draw=work.draw if is_end else None,
+            dtype=work.dtype,
         )
         work.done = end
         self.waiting_tokens -= tokens

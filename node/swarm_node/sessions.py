@@ -64,6 +64,11 @@ class Session:
         return self.open.hops[self.hop + 1] if self.hop + 1 < len(self.open.hops) else None
 
     @property
+    def upstream_dtype(self) -> str:
+        """What the previous hop's activations come in."""
+        return "" if self.is_first else self.open.hops[self.open.hop - 1].dtype
+
+    @property
     def is_first(self) -> bool:
         return self.open.hop == 0
 
@@ -137,6 +142,8 @@ class SessionTable:
             raise Unsupported(feature=f"edges={message.edges}")
         if message.codec != "raw":
             raise Unsupported(feature=f"codec {message.codec}")
+        if message.hop > 0 and self.facts.activation_bytes(message.hops[message.hop - 1].dtype) is None:
+            raise Unsupported(feature=f"activations in {message.hops[message.hop - 1].dtype}")
         if message.adapter:
             raise Unsupported(feature=f"adapter {message.adapter}")
         if sampling.grammar:
@@ -187,6 +194,7 @@ class SessionTable:
             kind=step.kind,
             blocks=(session.spec.start, session.spec.end),
             data=data,
+            dtype=session.upstream_dtype,
             sample=step.sample,
             draw=draw,
             arrived_s=now_s,
@@ -205,7 +213,8 @@ class SessionTable:
             raise BadStep(reason=f"codec {step.codec}, the session was opened with {session.open.codec}")
         if step.count < 1:
             raise BadStep(reason="a step without tokens")
-        width = 4 if session.is_first else self.facts.hidden_bytes
+        width = 4 if session.is_first else self.facts.activation_bytes(session.upstream_dtype)
+        assert width is not None
         if len(data) != step.count * width:
             raise BadStep(reason=f"{len(data)} bytes for {step.count} tokens of {width} bytes")
         if step.position > session.tail:

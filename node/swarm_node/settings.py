@@ -91,15 +91,11 @@ class Settings(BaseModel):
     dht: Literal["auto", "on", "off"] = Field("auto", description="run the DHT daemon; off: publish through others")
     data_dir: str = Field("", description="identity and state; default: the next free one of this user")
     identity: str = Field("", description="key file; default: identity.pem in the data directory")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")] = Field(
-        "auto", description="where to run"
-    )
+    device: Device = Field("auto", description="where to run")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of weights and activations")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="for computing; 0: all free cores")
     kv_memory: Size = Field(2 * 2**30, description="for keys and values, such as 2GiB")
-    idle_timeout: Annotated[float, Field(gt=0, le=86400)] = Field(
-        60.0, description="seconds before a silent session ends"
-    )
+    idle_timeout: Seconds = Field(300.0, description="after which a session that nobody uses ends")
     region: Annotated[str, Field(max_length=32)] = Field("", description="where the node is, for routing")
 
 

@@ -57,8 +57,8 @@ class SpanExecutor:
         if piece.blocks[0] == 0:
             inputs = torch.from_numpy(np.frombuffer(piece.data, "<i4").astype(np.int64))  # [count]
         else:
-            data = memoryview(piece.data)
-            flat = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=self._dtype)
+            data, dtype = memoryview(piece.data), getattr(torch, piece.dtype or self.facts.dtype)
+            flat = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=dtype)
             inputs = flat.view(piece.count, -1)  # [count, hidden]
         return Chunk(SessionKey(piece.session), piece.position, inputs, _request(piece.draw))
 

@@ -124,6 +124,12 @@ class DirectLink(asyncio.BufferedProtocol):
             self._heard_s = self._beat_due_s = self._loop.time()
             self._keep_beating()
 
+    @property
+    def backlog_bytes(self) -> int:
+        if self._ended is not None or self._transport is None:
+            return 0
+        return self._transport.get_write_buffer_size()
+
     def idle_s(self) -> float:
         return 0.0 if self._users else self._loop.time() - max(self._sent_s, self._received_s)
 

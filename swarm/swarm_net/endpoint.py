@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeVar, cast, overload
 import msgspec
 
 from swarm_net.addresses import parse_address
-from swarm_net.errors import LinkLost, Malformed, NetError, NotUnderstood, PeerUnreachable, RequestTimeout, WrongPeer
+from swarm_net.errors import Malformed, NetError, NotUnderstood, PeerUnreachable, RequestTimeout, WrongPeer
 from swarm_net.links import Body, Clock, Link, LinkHandler, Listener, PeerId, Transport
 from swarm_net.messages import (
     MAX_ADDRESSES,
@@ -73,6 +73,7 @@ class EndpointLimits:
 
     idle_timeout_s: float = 300.0
     serving_per_link: int = 64  # requests at once; one more is answered with the Failure `busy`
+    unread_bytes_per_link: int = 4 << 20  # of answers; a peer that does not read them gets `busy` too
 
 
 class _Asked(NamedTuple):
@@ -310,8 +311,9 @@ class Endpoint:
             _send_if_open(link, to_failure(Unsupported(type(message).__name__), request=number))
             return
         serving = self._serving.setdefault(link, {})
-        if len(serving) >= self._limits.serving_per_link:
-            text = f"busy: {len(serving)} requests of this peer are being served"
+        unread_bytes = link.backlog_bytes
+        if len(serving) >= self._limits.serving_per_link or unread_bytes > self._limits.unread_bytes_per_link:
+            text = f"busy: {len(serving)} requests of this peer are being served, {unread_bytes} bytes wait to be read"
             _send_if_open(
                 link, Failure(request=number, code="busy", retry="elsewhere", text=text, remedy="ask again later")
             )

@@ -55,6 +55,10 @@ class Link(Protocol):
         """Add (or with -1 take away) a user who needs heartbeats: they keep the congestion window open, and a peer that
         sends none for `silence_timeout_s` is lost."""
 
+    @property
+    def backlog_bytes(self) -> int:
+        """What was sent here and has not left yet: the sign of a peer, or a way to it, that is too slow."""
+
     def idle_s(self) -> float:
         """Seconds since a frame, heartbeats included, last came or went; 0 while users keep this end warm."""
 

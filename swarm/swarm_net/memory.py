@@ -126,6 +126,10 @@ class MemoryLink:
             return 0.0
         return asyncio.get_running_loop().time() - self._last_moved_s
 
+    @property
+    def backlog_bytes(self) -> int:
+        return self._other._bytes_under_way
+
     def keep_warm(self, users: int) -> None:
         self._users += users
         self._last_moved_s = asyncio.get_running_loop().time()

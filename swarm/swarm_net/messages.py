@@ -186,6 +186,7 @@ class HopSpec(Part, kw_only=True, frozen=True):
     start: Count
     end: Count
     addresses: Addresses
+    dtype: Name = ""  # that its activations are sent in; empty: the next hop's own
     sealed: Sealed = b""
 
 

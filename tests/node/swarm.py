@@ -91,6 +91,7 @@ async def swarm(
     idle_timeout_s: float = 60.0,
     speed: Speed = AT_ONCE,
     delay: DelayPolicy = no_delay,
+    hold_above_bytes: int = 8 << 20,
 ) -> AsyncIterator[Swarm]:
     network = MemoryNetwork(delay)
     async with AsyncExitStack() as stack:
@@ -105,7 +106,9 @@ async def swarm(
                 facts=executor.facts,
                 model=MODEL,
                 clock=SystemClock(),
-                limits=NodeLimits(idle_timeout_s=idle_timeout_s),
+                limits=NodeLimits(
+                    idle_timeout_s=idle_timeout_s, hold_above_bytes=hold_above_bytes, release_below_bytes=0
+                ),
             )
             await stack.enter_async_context(node)
             nodes.append(node)

@@ -41,6 +41,7 @@ from tests.node.swarm import MODEL, Peer, body, expected, prefill, settled, swar
 SESSION = b"session-of-tests"
 PROMPT = list(range(100, 120))
 THREE = ((0, 3), (3, 6), (6, 8))
+GREETING_BYTES = 512  # of a packet while a memory link is dialed
 
 
 async def generate(client: Peer, link: object, session: bytes, prompt: list[int], tokens: int) -> list[int]:
@@ -439,3 +440,25 @@ def is_empty(node: object) -> bool:
     table = node.table
     left = table.sessions or table.ending or node._openings or node._compute._core.executor._caches
     return not left and table.kv_promised == 0
+
+
+async def test_nothing_more_is_computed_for_a_link_that_does_not_keep_up() -> None:
+    sent_s: list[float] = []
+    most_under_way = 0
+
+    def slow_bulk(source: PeerId, target: PeerId, frame_bytes: int, lane: Lane) -> float:
+        nonlocal most_under_way
+        if lane == "decode" or frame_bytes == GREETING_BYTES:
+            return 0.0
+        now_s = asyncio.get_running_loop().time()
+        sent_s.append(now_s)
+        most_under_way = max(most_under_way, sum(sent > now_s - 0.04 for sent in sent_s))
+        return 0.04
+
+    prompt = list(range(60))  # eight pieces
+    async with swarm((0, 4), (4, 8), delay=slow_bulk, hold_above_bytes=1) as nodes:
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION)
+        assert await generate(client, link, SESSION, prompt, 3) == expected(prompt, 3)
+    assert len(sent_s) >= 8
+    assert most_under_way <= 3

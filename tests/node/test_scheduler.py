@@ -20,6 +20,7 @@ def work_of(session: bytes, position: int, count: int, epoch: int = 0, start: in
         kind="prefill" if count > 1 else "decode",
         blocks=(start, 8),
         data=memoryview(np.arange(position, position + count, dtype="<i4").tobytes()),
+        dtype="",
         sample=True,
         draw=None,
         arrived_s=0.0,
@@ -34,6 +35,17 @@ class SchedulerHistory(RuleBasedStateMachine):
         self.scheduler = Scheduler(token_budget=BUDGET, chunk_tokens=CHUNK)
         self.expected: dict[bytes, list[tuple[int, int]]] = {}  # (epoch, position) of each token
         self.ends: dict[bytes, int] = {}
+        self.held: set[bytes] = set()
+
+    @rule(session=session_ids)
+    def hold(self, session: bytes) -> None:
+        self.scheduler.hold(session)
+        self.held.add(session)
+
+    @rule(session=session_ids)
+    def release(self, session: bytes) -> None:
+        self.scheduler.release(session)
+        self.held.discard(session)
 
     @rule(session=session_ids, count=st.integers(1, 40), epoch=st.integers(0, 2), block=st.sampled_from([0, 4]))
     def add(self, session: bytes, count: int, epoch: int, block: int) -> None:
@@ -51,10 +63,11 @@ class SchedulerHistory(RuleBasedStateMachine):
     def drop(self, session: bytes) -> None:
         self.scheduler.drop(session)
         self.expected.pop(session, None)
+        self.held.discard(session)
 
     @rule()
     def run_a_batch(self) -> None:
-        waiting = {session for session, tokens in self.expected.items() if tokens}
+        waiting = {session for session, tokens in self.expected.items() if tokens} - self.held
         batch = self.scheduler.next()
         assert bool(batch) == bool(waiting)
         self._check_rules(batch)
@@ -66,6 +79,7 @@ class SchedulerHistory(RuleBasedStateMachine):
             del tokens[: len(ran)]
 
     def _check_rules(self, batch: list[Slice]) -> None:
+        assert not {part.piece.session for part in batch} & self.held
         assert len({part.piece.session for part in batch}) == len(batch)
         assert len({part.piece.blocks for part in batch}) <= 1
         prefill = sum(part.piece.count for part in batch if part.piece.count > 1)
@@ -75,7 +89,9 @@ class SchedulerHistory(RuleBasedStateMachine):
     @invariant()
     def the_count_of_waiting_tokens_is_right(self) -> None:
         assert self.scheduler.waiting_tokens == sum(len(tokens) for tokens in self.expected.values())
-        assert bool(self.scheduler) == any(self.expected.values())
+        assert bool(self.scheduler) == any(
+            tokens for session, tokens in self.expected.items() if session not in self.held
+        )
 
 
 TestSchedulerHistory = SchedulerHistory.TestCase
