@@ -39,6 +39,7 @@ def step(session: bytes, data: bytes, *, epoch: int = 0) -> Work:
         kind="decode",
         blocks=(0, 4),
         data=memoryview(data),
+        dtype="",
         sample=False,
         draw=None,
         arrived_s=0.0,
