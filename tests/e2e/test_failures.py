@@ -114,6 +114,18 @@ async def test_other_weights_never_share_a_route(checkpoint: Path, tmp_path: Pat
                     assert caught.value.missing in (((0, 3),), ((3, 6),))
 
 
+async def test_number_formats_mix_where_they_must(checkpoint: Path, cache_dir: Path) -> None:
+    async with LocalSwarm(plan(checkpoint, (0, 3))) as first:
+        joining = plan(checkpoint, (3, 6), dtype="bfloat16", arguments=("--bootstrap", first.bootstrap[0]))
+        async with (
+            LocalSwarm(joining),
+            AsyncRemoteModel.connect("tiny-llama", first.bootstrap, cache_dir=cache_dir) as model,
+        ):
+            generation = await model.generate(PROMPT, max_new_tokens=12, temperature=0)
+    assert len(generation.token_ids) == 12
+    assert not generation.retries
+
+
 async def test_a_full_kv_pool_is_said_with_numbers(checkpoint: Path, cache_dir: Path) -> None:
     # 6 blocks x 2 x 2 heads x 16 wide x 4 bytes = 1,536 bytes a token
     small = plan(checkpoint, (0, 6), kv_memory="96KiB")
