@@ -33,6 +33,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
+	@echo "two models, two number formats, five repeats: about ten minutes on two quiet cores"
 	$(BIN)/python benchmarks/decode.py
 
 clean:
