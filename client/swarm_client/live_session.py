@@ -199,7 +199,9 @@ class LiveSession:
         if answer is None:
             return
         offset_ns = link.clock_offset_ns
-        return_wire_us = (self._clock.wall_ns() + offset_ns - answer.sent_ns) // 1000 if answer.sent_ns else 0
+        # The clocks' offset is known to a fraction of a round trip: a short way may seem to take less than nothing.
+        way_ns = self._clock.wall_ns() + offset_ns - answer.sent_ns if answer.sent_ns else 0
+        return_wire_us = max(0, way_ns // 1000)
         following = self._on_answer(answer, return_wire_us)
         if following is None:
             self._due_s = None

@@ -20,6 +20,7 @@ from swarm_node.settings import APP
 
 LOCK, STATE, IDENTITY = "lock", "running.json", "identity.pem"
 MAX_DEFAULTS = 64
+PATIENCE_S = 0.1  # with a lock that is taken: `is_locked` takes it for a moment to look
 
 
 def default_base() -> Path:
@@ -52,7 +53,7 @@ class DataDir:
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = FileLock(path / LOCK)
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=PATIENCE_S, poll_interval=PATIENCE_S / 10)
         except Timeout:
             return None
         except OSError as error:
