@@ -40,6 +40,8 @@ class RemoteModel:
         self._opened = opened
         self._closing = threading.Lock()
         self._model = loop.run(opened.__aenter__())
+        # One that is dropped without `close` waits for nothing, but its thread and links go.
+        weakref.finalize(self, loop.stop).atexit = False
 
     @classmethod
     def connect(
@@ -95,7 +97,7 @@ class RemoteModel:
 
     def stream(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> "BlockingTokenStream":
         """Return the tokens of one continuation as they come; see `AsyncRemoteModel.stream`."""
-        return BlockingTokenStream(self._loop, self._loop.run(_made(self._model, prompt, arguments)))
+        return BlockingTokenStream(self, self._loop, self._loop.run(_made(self._model, prompt, arguments)))
 
     def route(self, max_tokens: int = 1) -> Route:
         """Return the route that a session for so many tokens would take now. Raises NoRoute."""
@@ -108,7 +110,8 @@ class BlockingTokenStream:
     One task on the loop's thread moves tokens into a queue, so that a token costs no task and no round trip.
     """
 
-    def __init__(self, loop: "_LoopThread", stream: TokenStream) -> None:
+    def __init__(self, model: RemoteModel, loop: "_LoopThread", stream: TokenStream) -> None:
+        self._model = model  # which must not go before its streams
         self._stream = stream
         # Unbounded: at most the tokens that were asked for.
         arrived: queue.SimpleQueue[Token | BaseException | None] = queue.SimpleQueue()

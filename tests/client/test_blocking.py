@@ -112,13 +112,25 @@ def test_a_stream_that_has_not_begun_when_the_loop_stops_ends(swarm: FakeSwarm, 
         tokens = remote._loop.run(_made(remote._model, PROMPT, {}))
         busy = threading.Event()
         remote._loop._loop.call_soon_threadsafe(busy.wait)
-        stream = BlockingTokenStream(remote._loop, tokens)
+        stream = BlockingTokenStream(remote, remote._loop, tokens)
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(next, stream)
             remote._loop.stop()
             busy.set()
             with pytest.raises(ModelClosed):
                 waiting.result(20)
+
+
+def test_a_model_that_is_dropped_takes_its_thread_along_but_not_before_its_streams(
+    swarm: FakeSwarm, tmp_path: Path
+) -> None:
+    before = threading.active_count()
+    stream = connect(swarm, tmp_path).stream(PROMPT, max_new_tokens=20)
+    gc.collect()
+    assert [token.id for token in stream] == continuation(PROMPT, 20, swarm.model.vocabulary)
+    del stream
+    gc.collect()
+    wait_until(lambda: threading.active_count() == before)
 
 
 def test_two_threads_may_close(swarm: FakeSwarm, tmp_path: Path) -> None:
