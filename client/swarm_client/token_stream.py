@@ -24,7 +24,7 @@ from swarm_client.session import Answer, Session
 from swarm_client.timings import StepTimes
 from swarm_net.errors import NetError, NoRoute
 from swarm_net.routing import Route
-from swarm_net.session_errors import SessionError
+from swarm_net.session_errors import Draining, HopLost, HopUnreachable, SessionError
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class _Run:
         if connection.is_closed:
             raise ModelClosed from error
         verdict = judge(error, route.peers)
-        if not verdict.retry or failures >= MAX_ATTEMPTS:
+        if not verdict.retry:
             raise error
         connection.avoided.add(verdict.blamed, connection.clock.monotonic(), verdict.avoid_s)
         done = len(self._continuation.tokens)
@@ -167,6 +167,8 @@ class _Run:
         log.warning("route given up session=%s tokens=%d reason=%s", self._session_name(), done, error)
 
         avoided = connection.avoided.at(connection.clock.monotonic())
+        if failures >= MAX_ATTEMPTS:
+            raise self._explained(error, avoided)
         if found := self._choose(avoided.union(verdict.suspected), route):
             return found
         # Not all of them can be replaced at once; perhaps the one that failed can.
@@ -174,13 +176,23 @@ class _Run:
             if found := self._choose(avoided | {suspect}, route):
                 return found
         if not verdict.may_return and not retry_after_s:
-            raise error
+            raise self._explained(error, avoided)
         await asyncio.sleep(max(wait_before_retry_s(failures), min(retry_after_s, MAX_RETRY_WAIT_S)))
         await self._refresh()
         avoided = connection.avoided.at(connection.clock.monotonic())
         if found := self._choose(avoided, route) or self._choose(frozenset(), route):
             return found
-        raise error
+        raise self._explained(error, avoided)
+
+    def _explained(self, error: SessionError | BadResult, avoided: frozenset[str]) -> Exception:
+        """Return what a caller has to know: which blocks nobody serves any more, where a peer went; else the error."""
+        if isinstance(error, HopLost | HopUnreachable | Draining):
+            try:
+                self._connection.choose(max_tokens=self._max_tokens, exclude=avoided, prefer_numeric_class=None)
+            except NoRoute as nowhere:
+                nowhere.__cause__ = error
+                return nowhere
+        return error
 
     def _choose(self, exclude: frozenset[str], before: Route) -> Route | None:
         classes = before.numeric_classes

@@ -112,9 +112,9 @@ def stop(node: NodeName = "", as_json: Json = False) -> None:
             with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(each.pid, signal.SIGTERM)
         deadline_s = time.monotonic() + 30
-        while any(is_locked(each.path) for each in found) and time.monotonic() < deadline_s:
+        while any(_runs(each) for each in found) and time.monotonic() < deadline_s:
             time.sleep(0.05)
-        ended = [{"node": each.name, "pid": each.pid, "stopped": not is_locked(each.path)} for each in found]
+        ended = [{"node": each.name, "pid": each.pid, "stopped": not _runs(each)} for each in found]
         if as_json:
             print(json.dumps(ended))
         else:
@@ -122,6 +122,16 @@ def stop(node: NodeName = "", as_json: Json = False) -> None:
                 print(f"{each_ended['node']} {'stopped' if each_ended['stopped'] else 'still stops'}")
         if not all(each_ended["stopped"] for each_ended in ended):
             raise typer.Exit(1)
+
+
+def _runs(node: RunningNode) -> bool:
+    """Whether a node has not ended: its lock goes first, its process a moment later."""
+    import psutil
+
+    try:
+        return is_locked(node.path) or psutil.Process(node.pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _running(name: str) -> list[RunningNode]:

@@ -379,7 +379,8 @@ class Node:
 
     def _on_lost(self, link: Link, reason: NetError) -> None:
         for session in self.table.using(link):
-            self._fail(session, HopLost(target=link.peer, reason=str(reason)))
+            why = reason.reason if isinstance(reason, LinkLost) else str(reason)
+            self._fail(session, HopLost(target=link.peer, reason=why))
 
     def _fail(self, session: Session, error: SessionError) -> None:
         """Tell the client, through the hops before, and end the session unless it may go on."""

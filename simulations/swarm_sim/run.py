@@ -8,10 +8,12 @@ import logging
 from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from swarm_sim.errors import BadOption
 from swarm_sim.report import report_view
 from swarm_sim.scenario import Scenario
 from swarm_sim.simulation import simulate
@@ -20,12 +22,19 @@ from swarm_sim.trace import Trace
 PROGRESS_AFTER_S = 2.0
 
 
+def _opened(trace_file: Path) -> TextIO:
+    try:
+        return trace_file.open("w")
+    except OSError as error:
+        raise BadOption("--trace", f"{trace_file} cannot be written: {error.strerror}") from error
+
+
 def run_command(scenario: Scenario, *, trace_file: Path | None, as_json: bool) -> bool:
     """Simulate and print; returns False if the swarm did what it must not do."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s %(message)s")
     console = Console(highlight=False)
     with ExitStack() as stack:
-        log = stack.enter_context(trace_file.open("w")) if trace_file is not None else None
+        log = stack.enter_context(_opened(trace_file)) if trace_file is not None else None
         bar = _LateBar(Console(stderr=True), stack)
         report = simulate(scenario, trace=Trace(log), progress=bar.advance)
     if as_json:

@@ -84,7 +84,8 @@ class PeerUnreachable(NetError):
     reason: str
 
     def __str__(self) -> str:
-        return f"cannot reach {self.peer or 'a peer'} at {', '.join(self.addresses) or 'no address'}: {self.reason}"
+        places = ", ".join(address.partition("/p2p/")[0] for address in self.addresses)
+        return f"no way to {self.peer[-8:] or 'a peer'} at {places or 'any address'}: {self.reason}"
 
     def remedy(self) -> str:
         return "check that the node runs and that its address and port are right and open in the firewall"

@@ -132,7 +132,7 @@ class HopUnreachable(SessionError):
     retry: ClassVar[Retry] = "elsewhere"
 
     def text(self) -> str:
-        return f"cannot reach the next hop {self.target[-8:]}: {self.reason}"
+        return f"cannot reach {self.target[-8:]}: {self.reason}"
 
     def remedy(self) -> str:
         return "try again: a route around it is taken"

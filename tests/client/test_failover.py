@@ -12,6 +12,7 @@ from swarm_client.deadlines import Patience
 from swarm_client.errors import BadResult
 from swarm_client.failover import MAX_ATTEMPTS
 from swarm_client.token_stream import TokenStream
+from swarm_net.errors import NetError, NoRoute
 from swarm_net.frames import FrameLimits
 from swarm_net.messages import Open, Result, Step
 from swarm_net.session_errors import (
@@ -111,14 +112,14 @@ async def until_failure(stream: TokenStream) -> tuple[list[int], Exception | Non
     try:
         async for token in stream:
             tokens.append(token.id)  # noqa: PERF401
-    except (SessionError, BadResult) as error:
+    except (NetError, BadResult) as error:
         return tokens, error
     return tokens, None
 
 
 @pytest.mark.parametrize(
     "error",
-    [KV_FULL, Draining(), ComputeFailed(reason="x"), SpanNotServed(start=0, end=8, served_start=0, served_end=4)],
+    [KV_FULL, ComputeFailed(reason="x"), SpanNotServed(start=0, end=8, served_start=0, served_end=4)],
 )
 async def test_with_nobody_else_the_refusal_surfaces_at_once(
     model: FakeModel, tmp_path: Path, error: SessionError
@@ -174,8 +175,21 @@ async def test_a_route_that_stays_silent_ends_in_a_typed_error(model: FakeModel,
 async def test_a_node_that_stops_for_good_ends_in_a_typed_error(model: FakeModel, tmp_path: Path) -> None:
     async with fake_swarm(model, (0, 8), scripts=[Script(vanish_after=3)]) as swarm, connect(swarm, tmp_path) as remote:
         tokens, error = await until_failure(remote.stream(PROMPT, max_new_tokens=20))
-        assert isinstance(error, HopLost | HopUnreachable)
+        assert isinstance(error, NoRoute)
+        assert error.missing == ((0, 8),)
+        assert isinstance(error.__cause__, HopLost | HopUnreachable)
         assert tokens == continuation(PROMPT, 3, model.vocabulary)
+
+
+async def test_with_nobody_else_a_stopping_node_leaves_blocks_that_nobody_serves(
+    model: FakeModel, tmp_path: Path
+) -> None:
+    scripts = [Script(), Script(refuse=Draining())]
+    async with fake_swarm(model, (0, 4), (4, 8), scripts=scripts) as swarm, connect(swarm, tmp_path) as remote:
+        with pytest.raises(NoRoute) as caught:
+            await remote.generate(PROMPT, max_new_tokens=20)
+        assert caught.value.missing == ((4, 8),)
+        assert isinstance(caught.value.__cause__, Draining)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
