@@ -42,7 +42,7 @@ def choose_dtype(setting: str, device: torch.device, checkpoint_dtype: str) -> t
 def choose_threads(setting: int, *, other_nodes: int) -> int:
     """Return how many threads compute: as asked, else this node's share of the cores that the process may use.
 
-    Two nodes that both use all cores wait for each other at every operation: ten times as slow as with a core each.
+    Two nodes that both use all cores wait for each other at every operation: far slower than with a core each.
     """
     if setting:
         return setting
