@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -24,21 +23,17 @@ import uvloop
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM
 
-import hop_costs
+import hops
+from hops import NEW_TOKENS, HopTimes, generate, plan, prompt
+from models import MODELS, SEED, make_checkpoint
 from reference import Reference
 from swarm_client import AsyncRemoteModel
-from swarm_client.results import Generation
-from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
+from swarm_sim.local_swarm import LocalSwarm
 from swarm_sim.splits import split_evenly
 
-SEED = 0
-VOCABULARY = 32_000
-NEW_TOKENS = 64
 PROMPTS = (128, 1024)
 SESSIONS = 8
-MODELS = {"small": (512, 8, 1408), "large": (1024, 16, 2816)}  # hidden, blocks, intermediate
 TARGETS = {
     "decode": {"float32": ">= 0.9", "bfloat16": ">= 0.9"},
     "first 128": {"float32": "<= 1.1", "bfloat16": "<= 1.1"},
@@ -64,127 +59,54 @@ class Row:
         return statistics.median(ours / theirs for ours, theirs in zip(self.swarm, self.local, strict=True))
 
 
-@dataclass
-class Hop:
-    """Where the time of a decode step goes, medians in milliseconds."""
-
-    model: str
-    dtype: str
-    interval: float
-    compute: float  # of both hops
-    beyond: float  # half of what is not compute
-    queue: float  # from a step's arrival until its batch starts, the hand-over to the thread included
-    wire: float  # from sending to arrival, the way back to the client counted in
-    hand_over: float
-    serialization: float
-    tls: float
-    kernel: float
-
-
-def make_checkpoint(directory: Path, name: str) -> Path:
-    """Save a random Llama in bfloat16."""
-    hidden, blocks, intermediate = MODELS[name]
-    torch.manual_seed(SEED)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=blocks,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 128,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    path = directory / f"llama-{name}"
-    model.save_pretrained(path)
-    return path
-
-
-async def run_pair(name: str, checkpoint: Path, dtype: str, repeats: int, progress: Progress) -> tuple[list[Row], Hop]:
+async def run_pair(
+    name: str, checkpoint: Path, dtype: str, repeats: int, progress: Progress
+) -> tuple[list[Row], HopTimes]:
     """Measure one model in one number format."""
-    hidden, blocks, _ = MODELS[name]
+    blocks = MODELS[name][1]
     with Reference(checkpoint, dtype) as reference:
         weights = reference.ask({"weigh": True})
         splits = split_evenly(blocks, 2, weights["head_s"] / weights["block_s"])
-        plan = LocalSwarmPlan(
-            model=checkpoint,
-            splits=splits,
-            dtype=dtype,
-            threads=1,
-            kv_memory="1GiB",
-            environment={"SWARM_NODE_DHT": "off"},
-        )
         async with (
-            LocalSwarm(plan) as swarm,
-            AsyncRemoteModel.connect(checkpoint.name, swarm.bootstrap) as model,
+            LocalSwarm(plan(checkpoint, dtype, [(0, blocks)])) as one_node,
+            LocalSwarm(plan(checkpoint, dtype, splits)) as two_nodes,
+            AsyncRemoteModel.connect(checkpoint.name, one_node.bootstrap) as one,
+            AsyncRemoteModel.connect(checkpoint.name, two_nodes.bootstrap) as two,
         ):
-            return await measure(name, dtype, hidden, model, reference, repeats, progress)
+            rows = await measure(name, dtype, two, reference, repeats, progress)
+            return rows, await hops.measure(name, dtype, one, two, repeats, progress)
 
 
 async def measure(
     name: str,
     dtype: str,
-    hidden: int,
     model: AsyncRemoteModel,
     reference: Reference,
     repeats: int,
     progress: Progress,
-) -> tuple[list[Row], Hop]:
+) -> list[Row]:
     def row(figure: str, unit: str) -> Row:
         return Row(name, dtype, figure, unit, target=TARGETS[figure][dtype])
 
-    def prompt(tokens: int, number: int) -> list[int]:
-        return [(number * 7919 + place * 31) % (VOCABULARY - 10) + 3 for place in range(tokens)]
-
     decode, many = row("decode", "tokens/s"), row("8 sessions", "tokens/s")
     firsts = [row(f"first {tokens}", "ms") for tokens in PROMPTS]
-    intervals, computes, queues, wires = [], [], [], []
     task = progress.add_task(f"{name} {dtype}", total=repeats)
     await model.generate([prompt(64, n) for n in range(2)], max_new_tokens=8, temperature=0)
     for repeat in range(repeats):
         for tokens, first in zip(PROMPTS, firsts, strict=True):
             first_s, rate = await asyncio.to_thread(reference.generate, 1, tokens, NEW_TOKENS)
-            generation, gaps_s = await generate(model, prompt(tokens, repeat))
+            generation, _ = await generate(model, prompt(tokens, repeat))
             first.local.append(first_s * 1e3)
             first.swarm.append(generation.timings.time_to_first_token_s * 1e3)
             if tokens == PROMPTS[0]:
                 assert generation.timings.tokens_per_s is not None
                 decode.local.append(rate)
                 decode.swarm.append(generation.timings.tokens_per_s)
-                hops = generation.timings.hops
-                intervals.append(statistics.median(gaps_s) * 1e3)
-                computes.append(sum(hop.compute_ms for hop in hops))
-                queues.append(statistics.mean(hop.queue_ms for hop in hops))
-                back_ms = generation.timings.return_wire_ms or 0.0
-                wires.append((sum(hop.wire_ms for hop in hops) + back_ms) / len(hops))
         _, rate = await asyncio.to_thread(reference.generate, SESSIONS, PROMPTS[0], NEW_TOKENS)
         many.local.append(rate)
         many.swarm.append(await together(model, [prompt(PROMPTS[0], repeat * 10 + n) for n in range(SESSIONS)]))
         progress.advance(task)
-    costs = await asyncio.to_thread(hop_costs.measure, hidden * (4 if dtype == "float32" else 2))
-    interval, compute = statistics.median(intervals), statistics.median(computes)
-    hop = Hop(
-        model=name,
-        dtype=dtype,
-        interval=interval,
-        compute=compute,
-        beyond=statistics.median((i - c) / 2 for i, c in zip(intervals, computes, strict=True)),
-        queue=statistics.median(queues),
-        wire=statistics.median(wires),
-        **{part: micros / 1e3 for part, micros in asdict(costs).items()},
-    )
-    return [decode, *firsts, many], hop
-
-
-async def generate(model: AsyncRemoteModel, prompt: list[int]) -> tuple[Generation, list[float]]:
-    """Return a generation and the seconds between its tokens."""
-    stream = model.stream(prompt, max_new_tokens=NEW_TOKENS, temperature=0)
-    stamps = [time.perf_counter() async for _ in stream]
-    assert stream.generation is not None
-    return stream.generation, [later - earlier for earlier, later in pairwise(stamps)]
+    return [decode, *firsts, many]
 
 
 async def together(model: AsyncRemoteModel, prompts: Sequence[list[int]]) -> float:
@@ -201,7 +123,7 @@ async def together(model: AsyncRemoteModel, prompts: Sequence[list[int]]) -> flo
     return sum(1 for times in stamps for stamp in times if stamp > start) / (end - start)
 
 
-def show(rows: Sequence[Row], hops: Sequence[Hop], console: Console) -> None:
+def show(rows: Sequence[Row], times: Sequence[HopTimes], console: Console) -> None:
     """Print the tables."""
 
     def figures(values: Sequence[float]) -> str:
@@ -221,13 +143,7 @@ def show(rows: Sequence[Row], hops: Sequence[Hop], console: Console) -> None:
             row.target,
         )
     console.print(table)
-    parts = ("interval", "compute", "beyond", "queue", "wire", "hand_over", "serialization", "tls", "kernel")
-    costs = Table(
-        "model", "format", *parts, title="A decode step, ms; from `beyond` on: of one hop (aim: beyond <= 0.6)"
-    )
-    for hop in hops:
-        costs.add_row(hop.model, hop.dtype, *(f"{getattr(hop, part):.3f}" for part in parts))
-    console.print(costs)
+    console.print(hops.table(times))
 
 
 def main() -> None:
@@ -246,17 +162,19 @@ def main() -> None:
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     )
     rows: list[Row] = []
-    hops: list[Hop] = []
+    times: list[HopTimes] = []
     with tempfile.TemporaryDirectory() as directory, Progress(console=console, transient=True) as progress:
         for name in names:
             checkpoint = make_checkpoint(Path(directory), name)
             for dtype in asked.dtypes.split(","):
-                new_rows, hop = uvloop.run(run_pair(name, checkpoint, dtype, repeats, progress))
+                new_rows, hop_times = uvloop.run(run_pair(name, checkpoint, dtype, repeats, progress))
                 rows += new_rows
-                hops.append(hop)
-    show(rows, hops, console)
+                times.append(hop_times)
+    show(rows, times, console)
     if asked.json:
-        asked.json.write_text(json.dumps({"rows": [asdict(row) for row in rows], "hops": [asdict(h) for h in hops]}))
+        asked.json.write_text(
+            json.dumps({"rows": [asdict(row) for row in rows], "hops": [asdict(time) for time in times]})
+        )
 
 
 if __name__ == "__main__":

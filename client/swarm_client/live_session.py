@@ -134,11 +134,14 @@ class LiveSession:
         link = self._first
         assert link is not None
         sent_ns = self._clock.wall_ns() + link.clock_offset_ns
+        waited_from_s = self._waited_from_s
         self._expect_within(result_deadline_s(self.route.hops, len(token_ids), self._patience))
         try:
             link.send(*self._session.step(token_ids, sent_ns))
         except NetError as error:
             self._fail(_not_sent(link, error))
+        if len(token_ids) == 1:
+            link.expect_send(self._waited_from_s - waited_from_s)  # as long as the last token took
 
     async def progress(self) -> None:
         """Return after the next message that moves the session. Raises SessionError, BadResult."""

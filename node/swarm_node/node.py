@@ -58,6 +58,7 @@ from swarm_net.session_errors import (
 from swarm_net.tasks import TaskScope
 from swarm_node.compute import Command, Compute, Drop, Hold, Ran, Release, Void
 from swarm_node.executor import Drawn, SpanFacts
+from swarm_node.scheduler import Work
 from swarm_node.sessions import Session, SessionTable
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class Node:
         self._openings: dict[bytes, _Opening] = {}
         self._commands: list[Command] = []
         self._busy = BusyShare()
+        self._decode_s = 0.0  # what the last batch of decode steps took, and the next one probably will
         self._slow_links: list[Link] = []  # whose sessions wait until what was sent has left
         self._draining = False
         self._tasks = TaskScope()
@@ -274,10 +276,20 @@ class Node:
     def _flush(self) -> None:
         commands, self._commands = self._commands, []
         self._compute.submit(commands)
+        for command in commands:
+            if isinstance(command, Work) and command.kind == "decode":
+                self._expect_output(command)
+
+    def _expect_output(self, work: Work) -> None:
+        """Tell the link that the output of a decode step will leave by when it probably will."""
+        if (session := self.table.sessions.get(work.session)) is not None:
+            (session.reply or session.downstream["decode"]).expect_send(self._decode_s)
 
     def _on_ran(self, batch: list[Ran]) -> None:
         """Send on what a batch gave: the one place where outputs leave the node."""
         self._busy.add(batch[0].started_s, batch[0].ended_s)
+        if all(ran.part.work.kind == "decode" for ran in batch):
+            self._decode_s = batch[0].ended_s - batch[0].started_s
         self.served.tokens += batch[0].batch_tokens
         for ran in batch:
             session = self.table.sessions.get(ran.part.work.session)

@@ -228,8 +228,8 @@ class SessionTable:
         raw_ids = data if session.is_first else step.token_ids
         if len(raw_ids) != 4 * step.count:
             raise BadStep(reason="a repetition penalty needs the token ids of each step")
-        ids = np.frombuffer(raw_ids, "<i4")
-        if ids.min() < 0 or ids.max() >= self.facts.vocab_size:
+        ids = np.frombuffer(raw_ids, "<i4").tolist()  # plain integers: of one id, numpy's reductions cost the most
+        if min(ids) < 0 or max(ids) >= self.facts.vocab_size:
             raise BadStep(reason=f"a token id outside 0..{self.facts.vocab_size - 1}")
 
     def _ids(self, session: Session, step: Step, data: memoryview) -> NDArray[np.int32] | None:

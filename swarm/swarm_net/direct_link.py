@@ -7,6 +7,9 @@ Heartbeats. An end that keeps the link warm sends one every 120 ms. The other en
 heartbeats of its own are still without answer: then it counts the one that came as the answer. So two ends that both
 keep the link warm do not answer each other, heartbeats under way are never more than those unanswered, and they end
 when nobody keeps the link warm. An end that keeps it warm and hears nothing for `silence_timeout_s` loses it.
+
+A heartbeat also goes out shortly before a frame that was announced by `expect_send`. Both ends wake, and the code that
+sends and receives is in their caches when the frame comes (`benchmarks/hops.py` measures what a hop costs).
 """
 
 import asyncio
@@ -53,6 +56,7 @@ class LinkConfig:
     limits: FrameLimits = DEFAULT_LIMITS
     heartbeat_interval_s: float = 0.12
     silence_timeout_s: float = 5.0
+    wake_ahead_s: float = 0.0015  # before a frame that is expected; 0: never
     max_pending_bytes: int = 64 * MIB  # what may wait to be written when one more frame comes
 
 
@@ -90,6 +94,7 @@ class DirectLink(asyncio.BufferedProtocol):
         self._users = 0
         self._unanswered = 0
         self._beat: asyncio.TimerHandle | None = None
+        self._waking: asyncio.TimerHandle | None = None
         self._beat_due_s = 0.0
         self._pending_at_beat = 0
         self._shutdown: asyncio.TimerHandle | None = None
@@ -123,6 +128,11 @@ class DirectLink(asyncio.BufferedProtocol):
         if self._users and self._beat is None and self._ended is None:
             self._heard_s = self._beat_due_s = self._loop.time()
             self._keep_beating()
+
+    def expect_send(self, in_s: float) -> None:
+        ahead_s = self._config.wake_ahead_s
+        if ahead_s and in_s > ahead_s and self._waking is None and self._users and self._ended is None:
+            self._waking = self._loop.call_later(in_s - ahead_s, self._wake)
 
     @property
     def backlog_bytes(self) -> int:
@@ -257,12 +267,21 @@ class DirectLink(asyncio.BufferedProtocol):
         if now_s - self._heard_s > self._config.silence_timeout_s:
             self._lose(LinkLost(peer=self.peer, reason=f"silent for {self._config.silence_timeout_s:g} s"))
             return
-        if not self._writing_paused:
-            self._transport.write(HEARTBEAT)
-            self._unanswered += 1
-            self._sent_s = now_s
+        self._send_heartbeat()
         self._beat_due_s = now_s + self._config.heartbeat_interval_s
         self._beat = self._loop.call_at(self._beat_due_s, self._keep_beating)
+
+    def _wake(self) -> None:
+        self._waking = None
+        if self._ended is None:
+            self._send_heartbeat()
+
+    def _send_heartbeat(self) -> None:
+        """Send one that counts as unanswered: else the two ends would answer each other for ever."""
+        if self._transport is not None and not self._writing_paused:
+            self._transport.write(HEARTBEAT)
+            self._unanswered += 1
+            self._sent_s = self._loop.time()
 
     # -- end
 
@@ -285,6 +304,9 @@ class DirectLink(asyncio.BufferedProtocol):
         if self._beat is not None:
             self._beat.cancel()
             self._beat = None
+        if self._waking is not None:
+            self._waking.cancel()
+            self._waking = None
         if not self.ready.done():
             self.ready.set_exception(_as_handshake_failure(self._address, reason))
             self.ready.exception()  # its maker may have given up; nobody else is to be told

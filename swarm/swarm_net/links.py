@@ -55,6 +55,10 @@ class Link(Protocol):
         """Add (or with -1 take away) a user who needs heartbeats: they keep the congestion window open, and a peer that
         sends none for `silence_timeout_s` is lost."""
 
+    def expect_send(self, in_s: float) -> None:
+        """Say that a small frame will be sent in about so many seconds. A link that is kept warm may wake the way, and
+        both its ends, shortly before: cores that sleep and caches that other work filled cost more than the frame."""
+
     @property
     def backlog_bytes(self) -> int:
         """What was sent here and has not left yet: the sign of a peer, or a way to it, that is too slow."""

@@ -130,6 +130,9 @@ class MemoryLink:
     def backlog_bytes(self) -> int:
         return self._other._bytes_under_way
 
+    def expect_send(self, in_s: float) -> None:
+        """Nothing sleeps here."""
+
     def keep_warm(self, users: int) -> None:
         self._users += users
         self._last_moved_s = asyncio.get_running_loop().time()

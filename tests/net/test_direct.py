@@ -249,6 +249,26 @@ async def test_a_warm_link_stays_and_heartbeats_end_with_its_users(swarm: Swarm)
     assert link.is_open
 
 
+async def test_a_way_is_woken_before_a_frame_that_is_expected(swarm: Swarm) -> None:
+    near, far = End(), End()
+    config = DirectConfig(link=LinkConfig(heartbeat_interval_s=60.0, silence_timeout_s=120.0))
+    link = await swarm.dial(await swarm.listener(far, config), near, config=config)
+    await far.wait_for(links=1)
+    other = far.links[0]
+    link.keep_warm(1)
+    await until(lambda: other.idle_s() > 0.1)
+    link.expect_send(0.3)
+    await until(lambda: other.idle_s() < 0.1)
+    for end in (link, other):  # both at once: neither may take what it hears for a question, again and again
+        end.keep_warm(1)
+        end.expect_send(0.1)
+    await asyncio.sleep(0.2)
+    for end in (link, other):
+        end.keep_warm(-1)
+    link.keep_warm(-1)
+    await until(lambda: link.idle_s() > 0.3 and other.idle_s() > 0.3)
+
+
 async def test_a_silent_peer_is_noticed_by_the_end_that_keeps_warm(swarm: Swarm) -> None:
     near = End()
     with Stranger() as stranger:
