@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from swarm_net.version import release
+
 app = typer.Typer(
-    help="Generate text with models that live in a swarm.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,6 +45,22 @@ RepetitionPenalty = Annotated[
 ]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text to stop at; may be given several times.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same tokens.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"swarm-client {release()}")
+        raise typer.Exit()
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the release and exit.", callback=_show_version, is_eager=True)
+]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Generate text with models that live in a swarm."""
 
 
 @app.command()

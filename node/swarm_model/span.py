@@ -14,10 +14,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 import torch
 
 from swarm_model.checkpoint import Checkpoint
+from swarm_model.devices import available_bytes
 from swarm_model.digests import block_digest
 from swarm_model.drivers import Driver, Part
 from swarm_model.errors import (
@@ -251,7 +251,7 @@ def load_span(
     """See Span.load."""
     check_span(start, end, checkpoint.num_blocks)
     dtype_name = DTYPE_NAMES[dtype]
-    require_memory(checkpoint, start, end, dtype_name, kv_bytes=kv_bytes, available_bytes=_available_bytes(device))
+    require_memory(checkpoint, start, end, dtype_name, kv_bytes=kv_bytes, available_bytes=available_bytes(device))
     anatomy = study(checkpoint)
     names = anatomy.tensors(start, end)
     files = {checkpoint.weight_map[name] for name in names}
@@ -337,9 +337,3 @@ def _longest_session(checkpoint: Checkpoint, model: Any) -> int:
             original = getattr(module, "original_max_seq_len", longest)
             longest = min(longest, int(original))
     return longest
-
-
-def _available_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

@@ -17,13 +17,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from swarm_net.version import release
 from swarm_node.data_dir import RunningNode, default_base, is_locked, running
 from swarm_node.errors import NoSuchNode
 from swarm_node.settings import Settings, metavar, resolve
 
 app = typer.Typer(
     name="swarm-node",
-    help="Serve a span of a model's blocks to a swarm.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,6 +34,22 @@ app.add_typer(config_app, name="config")
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with these settings.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 NodeName = Annotated[str, typer.Option("--node", metavar="NAME", help="Name or data directory; default: all.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"swarm-node {release()}")
+        raise typer.Exit()
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the release and exit.", callback=_show_version, is_eager=True)
+]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Serve a span of a model's blocks to a swarm."""
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,10 +77,10 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def start(*, config: Config = None, as_json: Json = False, **flags: str | list[str] | None) -> None:
     """Load a span and serve it until Ctrl-C."""
     with _Errors(as_json):
-        settings = resolve(flags, os.environ, config).settings
+        sourced = resolve(flags, os.environ, config)
         from swarm_node import program
 
-        program.main(settings, as_json=as_json)
+        program.main(sourced.settings, as_json=as_json, warnings=sourced.warnings)
 
 
 @config_app.command("show")
@@ -79,13 +95,9 @@ def config_show(*, config: Config = None, as_json: Json = False, **flags: str | 
                 json.dumps({name: {"value": value, "origin": sourced.origins[name]} for name, value in values.items()})
             )
             return
-        from rich.console import Console
-        from rich.table import Table
+        from swarm_node.reporting import show_settings
 
-        table = Table("setting", "value", "from")
-        for name, value in values.items():
-            table.add_row(name, str(value), sourced.origins[name])
-        Console().print(table)
+        show_settings(values, sourced)
 
 
 @app.command()

@@ -6,6 +6,7 @@ there and where it listens. Without an explicit directory the next free one is t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from swarm_node.errors import BadSetting, DataDirInUse
 from swarm_node.settings import APP
 
 LOCK, STATE, IDENTITY = "lock", "running.json", "identity.pem"
+LIBP2P_KEY = "libp2p.key"  # that the DHT daemon is given
 MAX_DEFAULTS = 64
 PATIENCE_S = 0.1  # with a lock that is taken: `is_locked` takes it for a moment to look
 
@@ -30,10 +32,12 @@ def default_base() -> Path:
 
 @dataclass(slots=True)
 class DataDir:
-    """A locked data directory; `close` unlocks it."""
+    """A locked data directory; `close` unlocks it, and removes one that was made for a node that never served."""
 
     path: Path
     _lock: FileLock
+    _made: bool = False  # by this node
+    _served: bool = False
 
     @classmethod
     def claim(cls, explicit: str, base: Path) -> DataDir:
@@ -50,6 +54,7 @@ class DataDir:
 
     @classmethod
     def _try(cls, path: Path) -> DataDir | None:
+        made = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = FileLock(path / LOCK)
@@ -58,7 +63,7 @@ class DataDir:
             return None
         except OSError as error:
             raise BadSetting("data_dir", str(path), "--data-dir", str(error)) from error
-        return cls(path, lock)
+        return cls(path, lock, made)
 
     @property
     def name(self) -> str:
@@ -73,11 +78,19 @@ class DataDir:
         temporary = self.path / (STATE + ".new")
         temporary.write_text(json.dumps({**state, "pid": os.getpid()}))
         temporary.replace(self.path / STATE)
+        self._served = True
 
     def close(self) -> None:
-        """Forget the state and unlock."""
+        """Forget the state and unlock. A new directory whose node failed to start goes, with its unknown key."""
         (self.path / STATE).unlink(missing_ok=True)
+        abandoned = self._made and not self._served
+        if abandoned:
+            for name in (IDENTITY, LIBP2P_KEY, LOCK):
+                (self.path / name).unlink(missing_ok=True)
         self._lock.release()
+        if abandoned:
+            with contextlib.suppress(OSError):  # something else lies in it
+                self.path.rmdir()
 
 
 @dataclass(frozen=True, slots=True)

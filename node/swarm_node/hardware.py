@@ -8,6 +8,7 @@ import os
 import psutil
 import torch
 
+from swarm_model.devices import available_bytes
 from swarm_node.errors import BadSetting
 
 MEMORY_SHARE = 0.8  # of what is free: the rest is for the system and for peaks while loading
@@ -52,8 +53,5 @@ def choose_threads(setting: int, *, other_nodes: int) -> int:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Return what a span and its KV may take."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * MEMORY_SHARE)
-    return int(psutil.virtual_memory().available * MEMORY_SHARE)
+    """Return what a span and its KV may take where the node chooses them."""
+    return int(available_bytes(device) * MEMORY_SHARE)

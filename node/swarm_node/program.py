@@ -1,15 +1,16 @@
 """The node program: builds a node from real parts, runs it until it is told to stop, and takes it apart in order.
 
-Owns the order of starting: first what fails fast (data directory, identity, checkpoint, port, bootstrap), then what
-takes long (the DHT daemon and loading the span, side by side). A signal cancels whatever is under way; what was built
-is taken apart in reverse, sessions first, so that their clients hear at once.
+Owns the order of starting: first what can be checked alone (data directory, identity, checkpoint, blocks, port, device,
+memory), then the way into the swarm, then what takes long (the DHT daemon and loading the span, side by side). A signal
+cancels whatever is under way; what was built is taken apart in reverse, sessions first, so that their clients hear at
+once.
 """
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 import signal
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from random import Random
 from typing import Any
@@ -27,6 +28,7 @@ from swarm_net.links import Link
 from swarm_net.manifest import Manifest, manifest_of
 from swarm_net.messages import ModelId
 from swarm_net.records import Record, open_record
+from swarm_net.version import PACKAGE, release
 from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.data_dir import DataDir, default_base
@@ -42,12 +44,14 @@ from swarm_node.span_choice import automatic_span, examine, fixed_span, in_threa
 FAREWELL_TIMEOUT_S = 1.0
 
 
-def main(settings: Settings, *, as_json: bool) -> None:
+def main(settings: Settings, *, as_json: bool, warnings: Sequence[str] = ()) -> None:
     """Run a node until a signal stops it; raises what a person can act on."""
     if not settings.model:
         raise BadSetting("model", "", "nowhere", "say what to serve: --model with a directory or an id of the hub")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     reporter = JsonReporter() if as_json else PeopleReporter()
+    for warning in warnings:
+        reporter.event("warning", message=warning)
     with asyncio.Runner(loop_factory=_event_loop) as runner:
         runner.run(_until_signal(settings, reporter))
 
@@ -82,18 +86,17 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         checkpoint = await in_thread(
             lambda: Checkpoint.open(settings.model, revision=settings.revision or None), "open checkpoint"
         )
+        manifest = await in_thread(lambda: manifest_of(checkpoint.directory, commit=checkpoint.commit), "read manifest")
+        span = fixed_span(settings.blocks, manifest.num_blocks)
         transport = DirectTransport(identity, clock)
         endpoint = Endpoint(peer=identity.peer_id, transport=transport, clock=clock)
         stack.push_async_callback(endpoint.close)
         listener = await listen(endpoint, settings.listen)
         addresses = transport.announced = announced(listener, identity.peer_id, settings.announce)
+        hardware = await in_thread(lambda: examine(settings, checkpoint, span), "import torch")
         bootstrap = await reach(endpoint, settings.bootstrap)
         if bootstrap:
             reporter.event("joined", bootstrap=[link.remote_addresses[0] for link in bootstrap])
-
-        manifest = await in_thread(lambda: manifest_of(checkpoint.directory, commit=checkpoint.commit), "read manifest")
-        span = fixed_span(settings.blocks, manifest.num_blocks)
-        hardware = await in_thread(lambda: examine(settings, checkpoint), "import torch")
         if span is None:
             records = await _records(RemoteDirectory(endpoint, settings.bootstrap), manifest, clock)
             span = automatic_span(settings, checkpoint, hardware, records, rng)
@@ -133,7 +136,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
                 addresses=addresses,
                 prefill_tokens_per_s=rates.prefill_tokens_per_s,
                 decode_tokens_per_s=rates.decode_tokens_per_s,
-                software=f"swarm-inference/{importlib.metadata.version('swarm-inference')}",
+                software=f"{PACKAGE}/{release()}",
                 region=settings.region,
             ),
             identity=identity,

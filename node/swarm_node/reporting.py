@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from swarm_node.settings import Sourced, shown
+
 Advance = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -104,6 +106,19 @@ class PeopleReporter:
         with Progress(*columns, console=self._console, transient=True) as bar:
             task = bar.add_task(title, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def show_settings(values: dict[str, Any], sourced: Sourced) -> None:
+    """Show people what is set and where it comes from, whole: a value longer than the line goes on in the next."""
+    console = Console(highlight=False)
+    table = Table("setting", "value", "from")
+    for column in table.columns[1:]:
+        column.overflow = "fold"
+    for name, value in values.items():
+        table.add_row(name, escape(shown(name, value)), escape(sourced.origins[name]))
+    console.print(table)
+    for warning in sourced.warnings:
+        console.print(f"[yellow]{escape(warning)}[/]")
 
 
 def report_error(error: Exception, remedy: str, code: str, *, as_json: bool) -> None:

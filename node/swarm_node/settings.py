@@ -5,6 +5,7 @@ the result. Environment: `SWARM_NODE_` and the name in capitals (`SWARM_NODE_KV_
 underscores, at the top level of the file.
 """
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -68,6 +69,8 @@ _METAVARS = {
     "idle_timeout": "SECONDS",
 }
 
+SIZES = frozenset({name for name, value in _METAVARS.items() if value == "SIZE"})
+
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Blocks = Annotated[str, BeforeValidator(_blocks)]
@@ -101,10 +104,11 @@ class Settings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Sourced:
-    """Settings, and each one's origin."""
+    """Settings, each one's origin, and what looks like a mistake but stops nothing."""
 
     settings: Settings
     origins: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def default_config_file() -> Path:
@@ -125,7 +129,7 @@ def resolve(flags: Mapping[str, Any], environment: Mapping[str, str], config: Pa
         if value is not None:
             values[name], origins[name] = value, "--" + name.replace("_", "-")
     try:
-        return Sourced(Settings(**values), origins)
+        return Sourced(Settings(**values), origins, _unknown_variables(environment))
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -149,6 +153,27 @@ def _environment_values(environment: Mapping[str, str]) -> dict[str, str]:
         for name in Settings.model_fields
         if ENVIRONMENT + name.upper() in environment
     }
+
+
+def _unknown_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Name the variables that look like settings and are none: another program's, or a slip of the pen."""
+    known = [ENVIRONMENT + name.upper() for name in Settings.model_fields]
+    warnings = []
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            warnings.append(f"{name} is no setting and does nothing; the nearest is {near}")
+    return tuple(warnings)
+
+
+def shown(name: str, value: object) -> str:
+    """Write a setting's value as people write it: sizes with their unit, lists with commas."""
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    if name in SIZES and isinstance(value, int):
+        units = [("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)]
+        return next((f"{value // size}{unit}" for unit, size in units if value % size == 0), str(value))
+    return str(value)
 
 
 def metavar(name: str) -> str:

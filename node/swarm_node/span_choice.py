@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 from swarm_model.checkpoint import Checkpoint
-from swarm_model.sizing import DtypeName, weight_sizes
+from swarm_model.sizing import DtypeName, require_memory, weight_sizes
 from swarm_net.placement import choose_span
 from swarm_net.records import Record
 from swarm_node.data_dir import default_base, running
@@ -47,17 +47,25 @@ class Hardware:
         return str(self.dtype).removeprefix("torch.")  # type: ignore[return-value]
 
 
-def examine(settings: Settings, checkpoint: Checkpoint) -> Hardware:
-    """Resolve device, number format and threads; imports torch, so call it in a thread."""
+def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | None) -> Hardware:
+    """Resolve device, number format and threads, and see that a given span fits; imports torch: call it in a thread.
+
+    Raises BadSetting, NotEnoughMemory.
+    """
+    from swarm_model.devices import available_bytes
     from swarm_node import hardware
 
     device = hardware.choose_device(settings.device)
-    return Hardware(
+    found = Hardware(
         device,
         hardware.choose_dtype(settings.dtype, device, str(checkpoint.raw_config.get("dtype") or "bfloat16")),
         hardware.choose_threads(settings.threads, other_nodes=len(running(default_base()))),
         hardware.free_memory_bytes(device),
     )
+    if span is not None:
+        available = available_bytes(device)
+        require_memory(checkpoint, *span, found.dtype_name, kv_bytes=settings.kv_memory, available_bytes=available)
+    return found
 
 
 def fixed_span(setting: str, num_blocks: int) -> tuple[int, int] | None:

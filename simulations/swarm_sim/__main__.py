@@ -9,15 +9,32 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from swarm_net.version import release
+
 app = typer.Typer(
     name="swarm-sim",
-    help="Simulate a swarm, or run a real one on this machine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"swarm-sim {release()}")
+        raise typer.Exit()
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Show the release and exit.", callback=_show_version, is_eager=True)
+]
+
+
+@app.callback()
+def _options(version: Version = False) -> None:
+    """Simulate a swarm, or run a real one on this machine."""
 
 
 @app.command()

@@ -17,6 +17,7 @@ def start_error(tmp_path: Path, *arguments: str) -> dict[str, str]:
     event = json.loads(ran.stdout.splitlines()[-1])
     assert event["event"] == "error"
     assert event["remedy"]
+    assert not (tmp_path / "node").exists(), "a failed start leaves its data directory behind"
     return event
 
 
@@ -58,6 +59,22 @@ def test_a_bootstrap_that_is_dead_or_no_address(tmp_path: Path, checkpoint: Path
     error = start_error(tmp_path, "--model", str(checkpoint), "--bootstrap", f"/ip4/127.0.0.1/tcp/1/p2p/{peer}")
     assert error["error"] == "bootstrap_failed"
     assert start_error(tmp_path, "--model", str(checkpoint), "--bootstrap", "host:1")["error"] == "bootstrap_failed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("--device", "cuda:99"), "bad_setting"),
+        (("--blocks", f"0:{BLOCKS + 1}"), "bad_blocks"),
+        (("--kv-memory", "1000TiB", "--blocks", "0:2"), "not_enough_memory"),
+    ],
+)
+def test_what_can_be_checked_alone_is_checked_before_joining(
+    arguments: tuple[str, ...], error: str, tmp_path: Path, checkpoint: Path
+) -> None:
+    peer = "12D3KooWQLxB2o82kZcE9WiXHU1AUdT1SwevGubkungSGa5yusn5"
+    dead = f"/ip4/127.0.0.1/tcp/1/p2p/{peer}"
+    assert start_error(tmp_path, "--model", str(checkpoint), "--bootstrap", dead, *arguments)["error"] == error
 
 
 def test_a_kv_memory_that_holds_nothing(tmp_path: Path, checkpoint: Path) -> None:

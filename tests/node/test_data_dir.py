@@ -49,3 +49,27 @@ def test_a_state_file_without_a_lock_is_a_node_that_died(tmp_path: Path) -> None
     claimed.close()
     (claimed.path / "running.json").write_text(state)
     assert running(tmp_path) == []
+
+
+def test_a_directory_made_for_a_node_that_never_served_goes(tmp_path: Path) -> None:
+    failed = DataDir.claim("", tmp_path)
+    failed.identity_file("").write_text("key")
+    failed.close()
+    assert not failed.path.exists()
+
+    served = DataDir.claim("", tmp_path)
+    served.identity_file("").write_text("key")
+    served.write_state({"model": "m"})
+    served.close()
+    assert served.identity_file("").exists()
+
+    again = DataDir.claim("", tmp_path)  # it is not new any more: its key has a name in the swarm
+    again.close()
+    assert again.identity_file("").exists()
+
+
+def test_a_folder_of_somebody_else_stays(tmp_path: Path) -> None:
+    claimed = DataDir.claim(str(tmp_path / "mine"), tmp_path)
+    (claimed.path / "notes.txt").write_text("mine")
+    claimed.close()
+    assert [file.name for file in claimed.path.iterdir()] == ["notes.txt"]

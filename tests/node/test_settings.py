@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from swarm_node.errors import BadSetting
-from swarm_node.settings import Settings, resolve
+from swarm_node.settings import Settings, resolve, shown
 
 
 def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
@@ -71,3 +71,26 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
             resolve({}, {}, file)
     with pytest.raises(BadSetting):
         resolve({}, {}, tmp_path / "missing.toml")
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_nearest_one() -> None:
+    sourced = resolve({}, {"SWARM_NODE_KV_MEMROY": "1GiB", "SWARM_NODE_THREADS": "2", "SWARM_CLIENT_X": "1"}, None)
+    (warning,) = sourced.warnings
+    assert "SWARM_NODE_KV_MEMROY" in warning
+    assert "SWARM_NODE_KV_MEMORY" in warning
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("kv_memory", 2 << 30, "2GiB"),
+        ("kv_memory", 1536 << 20, "1536MiB"),
+        ("kv_memory", 1_500_000_001, "1500000001"),
+        ("threads", 1024, "1024"),
+        ("bootstrap", ["a", "b"], "a,b"),
+    ],
+)
+def test_values_are_shown_as_people_write_them(name: str, value: object, text: str) -> None:
+    assert shown(name, value) == text
+    if name == "kv_memory":
+        assert resolve({name: text}, {}, None).settings.kv_memory == value
