@@ -78,7 +78,7 @@ def run_spans(spans: Sequence[Span], prompts: list[torch.Tensor], new_tokens: in
     sessions = [SessionKey(str(next(numbers)).encode()) for _ in prompts]
     texts = [prompt.tolist() for prompt in prompts]
     started = time.perf_counter()
-    first: list[Sampled] = []
+    first: list[tuple[Sampled, ...]] = []
     for position in range(0, len(prompts[0]), PREFILL_CHUNK):
         whole = position + PREFILL_CHUNK >= len(prompts[0])
         chunks = [
@@ -87,13 +87,13 @@ def run_spans(spans: Sequence[Span], prompts: list[torch.Tensor], new_tokens: in
         ]
         first = [_step(spans, [chunk])[0] for chunk in chunks]
     first_s = time.perf_counter() - started
-    new = [[sampled.token] for sampled in first]
+    new = [[sampled.token] for (sampled,) in first]
     for number in range(new_tokens - 1):
         position = len(texts[0]) + number
         chunks = [
             Chunk(session, position, torch.tensor(ids[-1:]), GREEDY) for session, ids in zip(sessions, new, strict=True)
         ]
-        for ids, sampled in zip(new, _step(spans, chunks), strict=True):
+        for ids, (sampled,) in zip(new, _step(spans, chunks), strict=True):
             ids.append(sampled.token)
     step_s = (time.perf_counter() - started - first_s) / (new_tokens - 1)
     for session in sessions:

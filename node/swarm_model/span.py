@@ -34,11 +34,12 @@ from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, check_masks, choose_driver, run_reference
 from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
 from swarm_model.pages import OutOfPages, PageAllocator, PageTable, SessionKey
-from swarm_model.sampler import Sampled, sample
+from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.sizing import DtypeName, require_memory
 from swarm_model.skeleton import check_span, foreign_code, study
 from swarm_model.step import Step
+from swarm_model.verify import judge
 
 __all__ = ["Chunk", "LoadProgress", "Output", "SampleRequest", "Sampled", "SessionKey", "Span", "SpanInfo"]
 
@@ -48,17 +49,21 @@ DTYPE_NAMES: Final[dict[torch.dtype, DtypeName]] = {
     torch.float16: "float16",
 }
 
-Output = torch.Tensor | Sampled | ModelError | None
-"""What becomes of a chunk: hidden states `[tokens, hidden]`; on the last span the token sampled, or None where none was
-asked for; or the error because of which it was not computed."""
+Output = torch.Tensor | tuple[Sampled, ...] | ModelError | None
+"""What becomes of a chunk: hidden states `[tokens, hidden]`; on the last span the tokens sampled, one more than drafts
+were right, or None where none were asked for; or the error because of which it was not computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """How to choose the token behind a chunk; `history` is all ids so far, needed for a repetition penalty alone."""
+    """How to choose the token behind a chunk; `history` is all ids so far, needed for a repetition penalty alone.
+
+    `drafts` are the chunk's last tokens where they are guesses: see verify.py.
+    """
 
     sampling: Sampling
     history: npt.NDArray[np.integer[Any]] | None = None
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +194,8 @@ class Span:
             raise PositionGap(chunk.position, cached)
         if chunk.position < 0 or any(earlier.session == chunk.session for earlier in accepted):
             raise InvalidChunk("a position below 0, or a session twice in one step")
+        if chunk.sample is not None and len(chunk.sample.drafts) >= tokens:
+            raise InvalidChunk("drafts without a known token before them")
         if chunk.position + tokens > self.info.max_position:
             raise ContextTooLong(chunk.position + tokens, self.info.max_position)
         try:
@@ -222,20 +229,24 @@ class Span:
         step = Step(tables, counts, self.info.page_size, self._dtype, self._device)
         inputs = chunks[0].inputs if len(chunks) == 1 else torch.cat([chunk.inputs for chunk in chunks])
         inputs = inputs.to(self._device) if embeds else inputs.to(self._device, self._dtype)
-        asking = [number for number, chunk in enumerate(chunks) if last and chunk.sample is not None]
-        ends = [step.stretches[number].offset + counts[number] - 1 for number in asking]
-        rows = torch.tensor(ends, dtype=torch.int64, device=self._device)
+        asking = [(number, chunk.sample) for number, chunk in enumerate(chunks) if last and chunk.sample is not None]
+        drawn: list[int] = []  # the rows behind which tokens are drawn
+        for number, request in asking:
+            end = step.stretches[number].offset + counts[number]
+            drawn.extend(range(end - len(request.drafts) - 1, end))
+        rows = torch.tensor(drawn, dtype=torch.int64, device=self._device)
         result = self._driver.run(inputs, step, rows, part)
         if not last:
             for place, rows in zip(places, torch.split(result, counts), strict=True):
                 outputs[place] = rows
         elif asking:
-            logits = result.float().cpu().numpy()  # [asking, vocabulary]
-            for number, row in zip(asking, logits, strict=True):
-                request = chunks[number].sample
-                assert request is not None
-                position = chunks[number].position + counts[number]
-                outputs[places[number]] = sample(row, request.sampling, position, request.history)
+            logits = result.float().cpu().numpy()  # [drawn, vocabulary]
+            first = 0
+            for number, request in asking:
+                own = logits[first : first + len(request.drafts) + 1]
+                position = chunks[number].position + counts[number] - len(request.drafts)
+                outputs[places[number]] = judge(own, request.drafts, request.sampling, position, request.history)
+                first += len(own)
 
 
 def load_span(

@@ -78,7 +78,7 @@ class Announcer:
             state=state,
             dtype=facts.dtype,
             page_size=facts.page_size,
-            rewind="any",
+            rewind=facts.rewind,
             prefill_tokens_per_s=says.prefill_tokens_per_s,
             decode_tokens_per_s=says.decode_tokens_per_s,
             load=self._load(),

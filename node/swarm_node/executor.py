@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from swarm_net.links import Body
 from swarm_net.messages import SamplingSpec
+from swarm_net.records import Rewind
 from swarm_net.session_errors import SessionError
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -21,10 +22,15 @@ FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Draw the token behind a piece; `history` holds every id up to there, where the penalties need it."""
+    """Draw the token behind a piece; `history` holds every id up to there, where the penalties need it.
+
+    `drafts` are the piece's last tokens where they are guesses: then draw behind the token before them too, and behind
+    each of them for as long as the drawn token is the guess.
+    """
 
     sampling: SamplingSpec
     history: NDArray[np.int32] | None = None  # [position + count]
+    drafts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,9 @@ class Drawn:
     top: tuple[tuple[int, float], ...] = ()
 
 
-Output = Body | Drawn | SessionError | None
-"""Activations [count, hidden] for the next hop; a drawn token; what went wrong with this piece alone; or nothing."""
+Output = Body | tuple[Drawn, ...] | SessionError | None
+"""Activations [count, hidden] for the next hop; the tokens drawn, one more than drafts were right; what went wrong with
+this piece alone; or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ class SpanFacts:
     numeric_class: str
     page_size: int
     kv_tokens: int  # that fit the KV pool, all sessions together
-    rewind: str
+    rewind: Rewind
     block_digests: tuple[bytes, ...]
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0

@@ -43,6 +43,7 @@ from swarm_net.messages import (
     Refuse,
     Result,
     Step,
+    StepKind,
     TokenLogprob,
 )
 from swarm_net.session_errors import (
@@ -57,13 +58,14 @@ from swarm_net.session_errors import (
 )
 from swarm_net.tasks import TaskScope
 from swarm_node.compute import Command, Compute, Drop, Hold, Ran, Release, Void
-from swarm_node.executor import Drawn, SpanFacts
+from swarm_node.executor import SpanFacts
 from swarm_node.scheduler import Work
 from swarm_node.sessions import Session, SessionTable
 
 log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.01
+TOKEN_BY_TOKEN: tuple[StepKind, ...] = ("decode", "verify")
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +279,7 @@ class Node:
         commands, self._commands = self._commands, []
         self._compute.submit(commands)
         for command in commands:
-            if isinstance(command, Work) and command.kind == "decode":
+            if isinstance(command, Work) and command.kind in TOKEN_BY_TOKEN:
                 self._expect_output(command)
 
     def _expect_output(self, work: Work) -> None:
@@ -288,7 +290,7 @@ class Node:
     def _on_ran(self, batch: list[Ran]) -> None:
         """Send on what a batch gave: the one place where outputs leave the node."""
         self._busy.add(batch[0].started_s, batch[0].ended_s)
-        if all(ran.part.work.kind == "decode" for ran in batch):
+        if all(ran.part.work.kind in TOKEN_BY_TOKEN for ran in batch):
             self._decode_s = batch[0].ended_s - batch[0].started_s
         self.served.tokens += batch[0].batch_tokens
         for ran in batch:
@@ -317,9 +319,9 @@ class Node:
         work, piece = ran.part.work, ran.part.piece
         start = piece.position - work.position
         # By kind, not by size: between lanes there is no order, and the last piece of a prompt may be one token.
-        link = session.downstream["decode" if work.kind == "decode" else "bulk"]
+        link = session.downstream["decode" if work.kind in TOKEN_BY_TOKEN else "bulk"]
         assert ran.output is not None
-        assert not isinstance(ran.output, Drawn | SessionError)
+        assert not isinstance(ran.output, tuple | SessionError)
         link.send(
             Step(
                 session=session.id,
@@ -330,6 +332,8 @@ class Node:
                 kind=work.kind,
                 sample=work.sample and ran.part.is_end,
                 token_ids=b"" if work.ids is None else work.ids[start : start + piece.count].tobytes(),
+                tip=work.tip,
+                candidates=work.candidates,
                 trail=(*work.trail, _timing(ran)),
                 sent_ns=self._clock.wall_ns() + link.clock_offset_ns,
             ),
@@ -354,7 +358,7 @@ class Node:
             self._submit(Release(session.id))
 
     def _send_result(self, session: Session, ran: Ran) -> None:
-        if not isinstance(ran.output, Drawn):
+        if not isinstance(ran.output, tuple):
             return  # a piece of prefill that asks for nothing
         work, drawn, link = ran.part.work, ran.output, session.reply
         assert link is not None
@@ -363,10 +367,11 @@ class Node:
                 session=session.id,
                 epoch=work.epoch,
                 frame=work.frame,
-                position=work.position + work.count,
-                tokens=(drawn.token,),
-                logprobs=() if drawn.logprob is None else (drawn.logprob,),
-                top_logprobs=(tuple(TokenLogprob(*pair) for pair in drawn.top),) if drawn.top else (),
+                position=work.position + work.count - len(work.candidates),
+                tokens=tuple(one.token for one in drawn),
+                logprobs=tuple(one.logprob for one in drawn if one.logprob is not None),
+                top_logprobs=tuple(tuple(TokenLogprob(*pair) for pair in one.top) for one in drawn if one.top),
+                accepted=tuple(candidate.id for candidate in work.candidates[: len(drawn) - 1]),
                 trail=(*work.trail, _timing(ran)),
                 sent_ns=self._clock.wall_ns() + link.clock_offset_ns,
             )

@@ -1,19 +1,21 @@
 """What runs next: a pure scheduler over the steps that wait.
 
-Owns the queue of steps and the rule that picks a batch from it: every decode step that is ready, then pieces of prefill
-into what is left of the token budget. A session has at most one piece in a batch, and its steps never overtake each
-other, so that the KV of a step is there before the next one runs. Called by `compute.py`; knows no clock and no torch.
+Owns the queue of steps and the rule that picks a batch from it: every decode and verify step that is ready, then pieces
+of prefill into what is left of the token budget. A session has at most one piece in a batch, and its steps never
+overtake each other, so that the KV of a step is there before the next one runs. A verify step is never cut: its tokens
+are judged together. Called by `compute.py`; knows no clock and no torch.
 
 Mixing prefill chunks into decode batches: Agrawal et al. 2024 (Sarathi-Serve), section 4.
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm_net.messages import HopTiming, StepKind
+from swarm_net.messages import Candidate, HopTiming, StepKind
 from swarm_node.executor import Draw, Piece
 
 
@@ -34,6 +36,8 @@ class Work:
     draw: Draw | None
     arrived_s: float
     ids: NDArray[np.int32] | None = None  # [count], where the last hop needs them
+    tip: int = 0
+    candidates: tuple[Candidate, ...] = ()
     trail: tuple[HopTiming, ...] = ()
     wire_us: int = 0
     done: int = 0
@@ -41,6 +45,11 @@ class Work:
     @property
     def left(self) -> int:
         return self.count - self.done
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether somebody waits for it token by token."""
+        return self.left == 1 or self.kind == "verify"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +64,14 @@ class Slice:
 class Scheduler:
     """Picks batches of at most `token_budget` tokens, prefill in chunks of `chunk_tokens`.
 
-    Decode steps may exceed the budget: each is one token, and a session that waited for its turn would pay with latency
-    for what hardly costs more.
+    Decode and verify steps may exceed the budget, up to `max_decode_tokens`: each is a token or a few, and a session
+    that waited for its turn would pay with latency for what hardly costs more.
     """
 
-    def __init__(self, *, token_budget: int = 256, chunk_tokens: int = 256, max_decodes: int = 256) -> None:
+    def __init__(self, *, token_budget: int = 256, chunk_tokens: int = 256, max_decode_tokens: int = 256) -> None:
         self.token_budget = token_budget
         self.chunk_tokens = chunk_tokens
-        self.max_decodes = max_decodes
+        self.max_decode_tokens = max_decode_tokens
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()  # by session, in order of arrival
         self._held: dict[bytes, None] = {}
         self.waiting_tokens = 0
@@ -113,10 +122,9 @@ class Scheduler:
         if not heads:
             return []
         ready = [work for work in heads if work.blocks == heads[0].blocks]
-        decodes = [work for work in ready if work.left == 1][: self.max_decodes]
-        prefills = [work for work in ready if work.left > 1]
-        batch = [self._take(work, 1) for work in decodes]
-        budget = self.token_budget - len(batch)
+        prefills = [work for work in ready if not work.is_urgent]
+        batch = [self._take(work, work.left) for work in self._first(work for work in ready if work.is_urgent)]
+        budget = self.token_budget - sum(part.piece.count for part in batch)
         for work in prefills:
             tokens = min(work.left, self.chunk_tokens, max(budget, 0) if batch else self.token_budget)
             if tokens == 0:
@@ -124,6 +132,15 @@ class Scheduler:
             batch.append(self._take(work, tokens))
             budget -= tokens
         return batch
+
+    def _first(self, urgent: Iterable[Work]) -> Iterator[Work]:
+        """Yield decode and verify steps, longest waiting first, as far as they fit, and at least one."""
+        tokens = 0
+        for work in urgent:
+            tokens += work.left
+            if tokens > max(self.max_decode_tokens, work.left):
+                return
+            yield work
 
     def _take(self, work: Work, tokens: int) -> Slice:
         start, end = work.done, work.done + tokens

@@ -29,6 +29,9 @@ from swarm_net.session_errors import (
 from swarm_node.executor import Draw, SpanFacts
 from swarm_node.scheduler import Work
 
+MAX_CANDIDATES = 64
+"""Of one verify step, which runs in one piece: for each there is a row of logits at the last hop."""
+
 MAX_WAITING_ROUNDS = 4
 """How often all tokens of a session may wait at a hop at once: a whole prompt may, and cut and sent again more."""
 
@@ -50,6 +53,7 @@ class Session:
     tail: int = 0  # tokens cached once everything accepted has run
     waiting_tokens: int = 0  # accepted here, and neither run nor voided yet
     ids: NDArray[np.int32] | None = None  # [tail], every token, where a penalty needs them
+    newest_candidate: int = 0
 
     @property
     def hop(self) -> int:
@@ -179,9 +183,14 @@ class SessionTable:
         if ids is not None:
             assert session.ids is not None
             session.ids = np.concatenate([session.ids[: step.position], ids])
-        draw = Draw(session.open.sampling, session.ids) if step.sample and session.is_last else None
+        draw = None
+        if step.sample and session.is_last:
+            drafts = tuple(candidate.token for candidate in step.candidates)
+            draw = Draw(session.open.sampling, session.ids, drafts)
 
         session.newest, session.epoch = order, step.epoch
+        if step.candidates:
+            session.newest_candidate = step.candidates[-1].id
         session.tail = step.position + step.count
         session.touched_s = now_s
         session.waiting_tokens += step.count
@@ -199,6 +208,8 @@ class SessionTable:
             draw=draw,
             arrived_s=now_s,
             ids=ids,
+            tip=step.tip,
+            candidates=step.candidates,
             trail=step.trail,
         )
 
@@ -208,7 +219,7 @@ class SessionTable:
         if len(step.trail) > session.hop:
             raise BadStep(reason=f"timings of {len(step.trail)} hops before hop {session.hop}")
         if step.kind == "verify" or step.candidates:
-            raise Unsupported(feature="drafts")
+            self._check_candidates(session, step)
         if step.codec != session.open.codec:
             raise BadStep(reason=f"codec {step.codec}, the session was opened with {session.open.codec}")
         if step.count < 1:
@@ -231,6 +242,28 @@ class SessionTable:
         ids = np.frombuffer(raw_ids, "<i4").tolist()  # plain integers: of one id, numpy's reductions cost the most
         if min(ids) < 0 or max(ids) >= self.facts.vocab_size:
             raise BadStep(reason=f"a token id outside 0..{self.facts.vocab_size - 1}")
+        if step.candidates and ids[1:] != [candidate.token for candidate in step.candidates]:
+            raise BadStep(reason="candidates that are not the step's tokens")
+
+    def _check_candidates(self, session: Session, step: Step) -> None:
+        """A verify step is one known token and a chain of guesses behind it."""
+        if self.facts.rewind != "any":
+            raise Unsupported(feature=f"drafts on a span with rewind={self.facts.rewind}")
+        if step.kind != "verify" or not step.sample:
+            raise BadStep(reason="candidates in a step that does not verify them")
+        if not 1 <= len(step.candidates) <= MAX_CANDIDATES or step.count != len(step.candidates) + 1:
+            raise BadStep(reason=f"{len(step.candidates)} candidates in {step.count} tokens, at most {MAX_CANDIDATES}")
+        if step.tip > session.newest_candidate:
+            raise BadStep(reason="a tip that was never a candidate")
+        newest, parent = session.newest_candidate, step.tip
+        for place, candidate in enumerate(step.candidates, start=step.position + 1):
+            if candidate.id <= newest:
+                raise BadStep(reason="a candidate's id that was used before")
+            if candidate.parent != parent or candidate.position != place:
+                raise BadStep(reason="candidates that are no chain behind the step's first token")
+            if candidate.token >= self.facts.vocab_size:
+                raise BadStep(reason=f"a token id outside 0..{self.facts.vocab_size - 1}")
+            newest = parent = candidate.id
 
     def _ids(self, session: Session, step: Step, data: memoryview) -> NDArray[np.int32] | None:
         """The step's token ids, if a penalty at the last hop needs them."""

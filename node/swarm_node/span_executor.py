@@ -63,23 +63,23 @@ class SpanExecutor:
         return Chunk(SessionKey(piece.session), piece.position, inputs, _request(piece.draw))
 
 
-def _output(output: torch.Tensor | Sampled | ModelError | None) -> Output:
+def _output(output: torch.Tensor | tuple[Sampled, ...] | ModelError | None) -> Output:
     if isinstance(output, torch.Tensor):
         output = output.contiguous().cpu()
         if not torch.isfinite(output).all():
             return ComputeFailed(reason="its activations are not finite")
         return output.view(torch.uint8).numpy().data.cast("B")
-    if isinstance(output, Sampled):
-        if not isfinite(output.logprob):
+    if isinstance(output, tuple):
+        if not all(isfinite(one.logprob) for one in output):
             return ComputeFailed(reason="its logits are not finite")
-        return Drawn(output.token, output.logprob, output.top)
+        return tuple(Drawn(one.token, one.logprob, one.top) for one in output)
     if isinstance(output, ModelError):
         return ComputeFailed(reason=str(output))  # the node's checks should have caught it
     return None
 
 
 def _request(draw: Draw | None) -> SampleRequest | None:
-    return None if draw is None else SampleRequest(sampling_of(draw.sampling), draw.history)
+    return None if draw is None else SampleRequest(sampling_of(draw.sampling), draw.history, draw.drafts)
 
 
 def sampling_of(spec: SamplingSpec) -> Sampling:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swarm_net.session_errors import PositionGap
-from swarm_node.executor import Drawn, Output, Piece, SpanFacts
+from swarm_node.executor import Draw, Drawn, Output, Piece, SpanFacts
 from swarm_sim import digest_model
 from swarm_sim.digest_model import DIGEST_BYTES, BlockCache
 
@@ -85,10 +85,21 @@ class DigestExecutor:
             outputs.append(activation)
         if piece.blocks[1] < self.facts.num_blocks:
             return b"".join(outputs)
-        return Drawn(digest_model.draw(outputs[-1])) if piece.draw is not None else None
+        return _judge(outputs, piece.draw) if piece.draw is not None else None
 
     def _inputs(self, piece: Piece) -> list[bytes]:
         data = bytes(piece.data)
         if piece.blocks[0] == 0:
             return [digest_model.embed(int(token)) for token in np.frombuffer(data, "<i4")]
         return [data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES)]
+
+
+def _judge(outputs: Sequence[bytes], draw: Draw) -> tuple[Drawn, ...]:
+    """Draw behind the known token, and behind each draft for as long as it is what was drawn."""
+    sampling, drawn = draw.sampling, list[Drawn]()
+    seed = sampling.seed if sampling.temperature > 0 else None
+    for output, draft in zip(outputs[-len(draw.drafts) - 1 :], (*draw.drafts, None), strict=True):
+        drawn.append(Drawn(digest_model.draw(output, seed)))
+        if drawn[-1].token != draft:
+            break
+    return tuple(drawn)

@@ -6,7 +6,7 @@ up to there, as a real block does. A token that was lost, repeated, swapped or c
 
     x[p, 0]     = digest(token at p)
     x[p, b + 1] = digest(b, p, x[p - 1, b + 1], x[p, b])
-    next token  = digest(x[p, blocks]) mod vocabulary
+    next token  = digest(x[p, blocks], seed) mod vocabulary
 """
 
 import hashlib
@@ -25,9 +25,10 @@ def embed(token: int) -> bytes:
     return hashlib.blake2b(struct.pack("<i", token), digest_size=DIGEST_BYTES, person=b"embed").digest()
 
 
-def draw(activation: bytes) -> int:
-    """Return the token that the last block's output stands for."""
-    digest = hashlib.blake2b(activation, digest_size=8, person=b"draw").digest()
+def draw(activation: bytes, seed: int | None = None) -> int:
+    """Return the token that the last block's output stands for; with a seed, the one that is sampled."""
+    noise = b"" if seed is None else seed.to_bytes(8, "little")
+    digest = hashlib.blake2b(activation + noise, digest_size=8, person=b"draw").digest()
     return int.from_bytes(digest, "little") % VOCABULARY
 
 
@@ -54,7 +55,7 @@ class BlockCache:
         return output
 
 
-def continuation(prompt: Sequence[int], num_blocks: int) -> Iterator[int]:
+def continuation(prompt: Sequence[int], num_blocks: int, seed: int | None = None) -> Iterator[int]:
     """Yield the tokens behind a prompt, for as long as asked: what a swarm has to answer."""
     caches = [BlockCache(block) for block in range(num_blocks)]
     tokens = list(prompt)
@@ -63,6 +64,6 @@ def continuation(prompt: Sequence[int], num_blocks: int) -> Iterator[int]:
             activation = embed(token)
             for cache in caches:
                 activation = cache.append(activation)
-        token = draw(activation)
+        token = draw(activation, seed)
         yield token
         tokens = [token]

@@ -44,9 +44,10 @@ def run_sessions(spans: Sequence[Span], sessions: Sequence[Session], rng: random
         outputs = forward_chain(spans, chunks)
         for session, chunk, output in zip(batch, chunks, outputs, strict=True):
             session.cached += len(chunk.inputs)
-            if isinstance(output, Sampled):
-                session.ids.append(output.token)
-                session.sampled.append(output)
+            if output is not None:
+                (sampled,) = output
+                session.ids.append(sampled.token)
+                session.sampled.append(sampled)
     for session in sessions:
         for span in spans:
             assert span.cached(session.key) > 0
@@ -54,7 +55,7 @@ def run_sessions(spans: Sequence[Span], sessions: Sequence[Session], rng: random
     assert all(span.pages_free == span.info.pages for span in spans)
 
 
-def forward_chain(spans: Sequence[Span], chunks: Sequence[Chunk]) -> list[Sampled | None]:
+def forward_chain(spans: Sequence[Span], chunks: Sequence[Chunk]) -> list[tuple[Sampled, ...] | None]:
     """Send chunks of ids through all spans."""
     inputs: list[torch.Tensor] = [chunk.inputs for chunk in chunks]
     for span in spans:

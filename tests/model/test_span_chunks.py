@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from swarm_model.errors import ContextTooLong, InvalidChunk, KVFull, ModelError, PositionGap
-from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.span import Chunk, Output, SampleRequest, SessionKey, Span
 from tests.model.families import BLOCKS, LONGEST, VOCABULARY, load_reference, load_spans
@@ -44,8 +43,9 @@ def likeliest(checkpoint: Path, text: torch.Tensor) -> int:
 
 
 def token_of(output: Output) -> int:
-    assert isinstance(output, Sampled)
-    return output.token
+    assert isinstance(output, tuple)
+    (sampled,) = output
+    return sampled.token
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_hidden_states_of_a_wrong_width_are_refused(checkpoint_of: Callable[[str
 def test_only_chunks_that_ask_are_sampled(whole: Span) -> None:
     first, second = whole.forward([Chunk(A, 0, ids(3)), Chunk(B, 0, ids(3), GREEDY)])
     assert first is None
-    assert isinstance(second, Sampled)
+    assert isinstance(second, tuple)
     assert whole.forward([Chunk(A, 3, ids(3))]) == [None]
     assert whole.forward([]) == []
 

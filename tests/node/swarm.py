@@ -128,8 +128,8 @@ def body(ids: Sequence[int]) -> bytes:
     return np.array(ids, "<i4").tobytes()
 
 
-def expected(prompt: Sequence[int], tokens: int) -> list[int]:
-    return list(islice(continuation(prompt, BLOCKS), tokens))
+def expected(prompt: Sequence[int], tokens: int, seed: int | None = None) -> list[int]:
+    return list(islice(continuation(prompt, BLOCKS, seed), tokens))
 
 
 async def settled(condition: object, *, timeout_s: float = 5.0) -> None:

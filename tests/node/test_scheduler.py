@@ -4,20 +4,23 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from swarm_net.messages import StepKind
 from swarm_node.scheduler import Scheduler, Slice, Work
 
-BUDGET, CHUNK = 16, 8
+BUDGET, CHUNK, DECODES = 16, 8, 12
 session_ids = st.sampled_from([b"a", b"b", b"c", b"d"])
 
 
-def work_of(session: bytes, position: int, count: int, epoch: int = 0, start: int = 0) -> Work:
+def work_of(
+    session: bytes, position: int, count: int, epoch: int = 0, start: int = 0, kind: StepKind | None = None
+) -> Work:
     return Work(
         session=session,
         epoch=epoch,
         frame=0,
         position=position,
         count=count,
-        kind="prefill" if count > 1 else "decode",
+        kind=kind or ("prefill" if count > 1 else "decode"),
         blocks=(start, 8),
         data=memoryview(np.arange(position, position + count, dtype="<i4").tobytes()),
         dtype="",
@@ -32,7 +35,7 @@ class SchedulerHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(token_budget=BUDGET, chunk_tokens=CHUNK)
+        self.scheduler = Scheduler(token_budget=BUDGET, chunk_tokens=CHUNK, max_decode_tokens=DECODES)
         self.expected: dict[bytes, list[tuple[int, int]]] = {}  # (epoch, position) of each token
         self.ends: dict[bytes, int] = {}
         self.held: set[bytes] = set()
@@ -52,6 +55,13 @@ class SchedulerHistory(RuleBasedStateMachine):
         start = self.ends.get(session, 0)
         self.scheduler.add(work_of(session, start, count, epoch, block))
         self.expected.setdefault(session, []).extend((epoch, start + token) for token in range(count))
+        self.ends[session] = start + count
+
+    @rule(session=session_ids, count=st.integers(2, 9))
+    def add_a_verify_step(self, session: bytes, count: int) -> None:
+        start = self.ends.get(session, 0)
+        self.scheduler.add(work_of(session, start, count, kind="verify"))
+        self.expected.setdefault(session, []).extend((0, start + token) for token in range(count))
         self.ends[session] = start + count
 
     @rule(session=session_ids, epoch=st.integers(0, 3))
@@ -82,9 +92,13 @@ class SchedulerHistory(RuleBasedStateMachine):
         assert not {part.piece.session for part in batch} & self.held
         assert len({part.piece.session for part in batch}) == len(batch)
         assert len({part.piece.blocks for part in batch}) <= 1
-        prefill = sum(part.piece.count for part in batch if part.piece.count > 1)
-        assert prefill <= BUDGET
-        assert all(part.piece.count <= CHUNK for part in batch)
+        verify = [part for part in batch if part.work.kind == "verify"]
+        assert all(part.piece.count == part.work.count for part in verify)
+        urgent = [part for part in batch if part.piece.count == 1 or part in verify]
+        assert len(urgent) == 1 or sum(part.piece.count for part in urgent) <= DECODES
+        prefill = [part.piece.count for part in batch if part not in urgent]
+        assert sum(prefill) <= BUDGET
+        assert all(count <= CHUNK for count in prefill)
 
     @invariant()
     def the_count_of_waiting_tokens_is_right(self) -> None:
@@ -114,3 +128,12 @@ def test_prefill_fills_what_decode_leaves_whoever_came_first() -> None:
     for session, count in ((b"a", 1), (b"b", 5), (b"c", 1), (b"d", 20)):
         scheduler.add(work_of(session, 0, count))
     assert {part.piece.session: part.piece.count for part in scheduler.next()} == {b"a": 1, b"b": 5, b"c": 1, b"d": 8}
+
+
+def test_verify_steps_go_whole_with_decode_steps_up_to_their_limit() -> None:
+    scheduler = Scheduler(token_budget=8, chunk_tokens=8, max_decode_tokens=10)
+    scheduler.add(work_of(b"long", 0, 8))
+    for session, count in ((b"a", 5), (b"b", 5), (b"c", 20), (b"d", 1)):
+        scheduler.add(work_of(session, 9, count, kind="verify"))
+    batches = [[(part.piece.session, part.piece.count) for part in scheduler.next()] for _ in range(4)]
+    assert batches == [[(b"a", 5), (b"b", 5)], [(b"c", 20)], [(b"d", 1), (b"long", 7)], [(b"long", 1)]]

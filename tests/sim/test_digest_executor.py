@@ -33,8 +33,9 @@ class Pipeline:
             blocks = (hop.facts.start, hop.facts.end)
             draw = DRAW if hop.facts.end == BLOCKS else None
             (output,) = hop.run([Piece(b"s" * 16, blocks, position, len(tokens), data, draw)])
-            if isinstance(output, Drawn):
-                return output
+            if isinstance(output, tuple):
+                (drawn,) = output
+                return drawn
             assert isinstance(output, bytes)
             data = output
         raise AssertionError("the last hop draws")
