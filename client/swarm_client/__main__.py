@@ -5,7 +5,7 @@ quick. Bootstrap addresses also come from SWARM_BOOTSTRAP (separated by commas),
 """
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,11 @@ RepetitionPenalty = Annotated[
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text to stop at; may be given several times.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="The same seed gives the same tokens.")]
 
+Codec = Annotated[
+    Literal["raw", "int8", "auto"] | None,
+    typer.Option("--codec", help="Activations between nodes: raw (lossless, default), int8 (half the bytes), auto."),
+]
+
 
 def _show_version(asked: bool) -> None:
     if asked:
@@ -77,6 +82,7 @@ def generate(
     repetition_penalty: RepetitionPenalty = None,
     stop: Stop = None,
     seed: Seed = None,
+    codec: Codec = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: the tokens' log-probabilities.")] = False,
     json: Json = False,
 ) -> None:
@@ -98,6 +104,7 @@ def generate(
                 "repetition_penalty": repetition_penalty,
                 "stop": stop,
                 "seed": seed,
+                "codec": codec,
                 "logprobs": logprobs,
             },
             as_json=json,
@@ -118,6 +125,7 @@ def chat(
     repetition_penalty: RepetitionPenalty = None,
     stop: Stop = None,
     seed: Seed = None,
+    codec: Codec = None,
     json: Json = False,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends."""
@@ -137,6 +145,7 @@ def chat(
                 "repetition_penalty": repetition_penalty,
                 "stop": stop,
                 "seed": seed,
+                "codec": codec,
             },
             as_json=json,
         )

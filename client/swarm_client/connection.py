@@ -8,18 +8,33 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from swarm_client.codec_choice import CodecChoice
 from swarm_client.deadlines import Patience
 from swarm_client.dispatch import Dispatcher
+from swarm_client.errors import NotOffered
 from swarm_client.failover import Avoided
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import NoRoute
 from swarm_net.links import Clock, PeerId
 from swarm_net.manifest import Manifest
 from swarm_net.messages import ModelId
+from swarm_net.records import Record
 from swarm_net.routing import Route, route
 from swarm_net.snapshot import Snapshot
 
 ROUTE_SPREAD = 0.2  # of a node's cost, by chance: records are seconds old, and whoever reads them reads the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a session needs of its route."""
+
+    max_tokens: int  # room for so many
+    codec: CodecChoice = "raw"
+
+    def met_by(self, record: Record) -> bool:
+        """Whether a node may stand in the route at all."""
+        return self.codec != "int8" or "int8" in record.codecs
 
 
 @dataclass(slots=True)
@@ -38,25 +53,30 @@ class Connection:
     avoided: Avoided = field(default_factory=Avoided)
     is_closed: bool = False
 
-    def choose(self, *, max_tokens: int, exclude: frozenset[str], prefer_numeric_class: str | None) -> Route:
+    def choose(self, needs: Needs, *, exclude: frozenset[str], prefer_numeric_class: str | None) -> Route:
         """Return a route around the excluded peers, by what is known now. Raises NoRoute."""
         return route(
-            self.snapshot.records(),
+            [record for record in self.snapshot.records() if needs.met_by(record)],
             self.model,
             num_blocks=self.manifest.num_blocks,
             rng=self.rng,
             prefer_numeric_class=prefer_numeric_class,
             exclude=frozenset(PeerId(peer) for peer in exclude),
-            max_tokens=max_tokens,
+            max_tokens=needs.max_tokens,
             spread=ROUTE_SPREAD,
         )
 
-    async def choose_first(self, *, max_tokens: int) -> Route:
-        """Return a route for a new session: avoided peers are better than none. Raises NoRoute."""
+    async def choose_first(self, needs: Needs) -> Route:
+        """Return a route for a new session: avoided peers are better than none. Raises NoRoute, NotOffered."""
         for exclude in (self.avoided.at(self.clock.monotonic()), frozenset[str]()):
             try:
-                return self.choose(max_tokens=max_tokens, exclude=exclude, prefer_numeric_class=None)
+                return self.choose(needs, exclude=exclude, prefer_numeric_class=None)
             except NoRoute:
                 continue
         await self.snapshot.refresh()
-        return self.choose(max_tokens=max_tokens, exclude=frozenset(), prefer_numeric_class=None)
+        try:
+            return self.choose(needs, exclude=frozenset(), prefer_numeric_class=None)
+        except NoRoute:
+            plain = Needs(max_tokens=needs.max_tokens)
+            self.choose(plain, exclude=frozenset(), prefer_numeric_class=None)  # raises where nothing leads through
+            raise NotOffered(f"the codec {needs.codec}") from None

@@ -11,6 +11,7 @@
     ├── BadModelDirectory       a local directory that is not a model
     ├── NoBootstrap             no node named to ask
     ├── ModelClosed             used after its end
+    ├── NotOffered              the nodes of no route can do what was asked
     └── BadResult               a hop answered something that cannot be an answer
 
 What happens between peers stands in `swarm_net.errors`, what happens inside a session in `swarm_net.session_errors`;
@@ -178,6 +179,19 @@ class ModelClosed(ClientError):
 
     def remedy(self) -> str:
         return "connect again, and generate inside the `with` block"
+
+
+@dataclass(eq=False)
+class NotOffered(ClientError):
+    """The model is served, but not by nodes that can do what was asked."""
+
+    feature: str
+
+    def __str__(self) -> str:
+        return f"no route of this model offers {self.feature}"
+
+    def remedy(self) -> str:
+        return "do without it, or try again when other nodes have joined"
 
 
 @dataclass(eq=False)

@@ -67,7 +67,7 @@ class LiveSession:
 
     # -- opening
 
-    async def open(self, *, max_tokens: int, sampling: SamplingSpec, numeric_class: str) -> None:
+    async def open(self, *, max_tokens: int, sampling: SamplingSpec, codec: str, numeric_class: str) -> None:
         """Return when every hop is ready. Raises SessionError."""
         self._dispatcher.add(self)
         await self._dial_ends()
@@ -91,6 +91,7 @@ class LiveSession:
             max_tokens=max_tokens,
             sampling=sampling,
             wanted=("tokens", "logprobs") if sampling.logprobs else ("tokens",),
+            codec=codec,
             numeric_class=numeric_class,
             deadline_ms=int(deadline_s * 1000),
         )

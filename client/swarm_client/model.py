@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self, Unpack, overload
 
-from swarm_client.connection import Connection
+from swarm_client.connection import Connection, Needs
 from swarm_client.continuation import Continuation
 from swarm_client.deadlines import Patience
 from swarm_client.detokenizer import NoText
@@ -148,7 +148,7 @@ class AsyncRemoteModel:
         """Return the route that a session for so many tokens would take now. Raises NoRoute."""
         if self._connection.is_closed:
             raise ModelClosed
-        return await self._connection.choose_first(max_tokens=max_tokens)
+        return await self._connection.choose_first(Needs(max_tokens=max_tokens))
 
     def _stream(self, prompt: OnePrompt, asked: Asked) -> TokenStream:
         if self._connection.is_closed:

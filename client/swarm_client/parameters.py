@@ -11,8 +11,9 @@ whoever serves them. Several prompts with one given seed all use it; without one
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict, TypeVar
+from typing import TypedDict, TypeVar, get_args
 
+from swarm_client.codec_choice import CodecChoice
 from swarm_client.errors import InvalidParameter
 from swarm_client.generation_config import SamplingDefaults
 from swarm_net.messages import SamplingSpec
@@ -41,6 +42,7 @@ class Arguments(TypedDict, total=False):
     stop: str | Sequence[str] | None  # where the text ends; not part of it
     seed: int | None
     logprobs: bool | int  # True: of the tokens; a number: of so many of the likeliest besides
+    codec: CodecChoice | None  # of activations between nodes: "raw" (nothing is lost), "int8" or "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class Asked:
     stop: str | Sequence[str] | None = None
     seed: int | None = None
     logprobs: bool | int = False
+    codec: CodecChoice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Parameters:
     stop: tuple[str, ...]
     seed: int | None
     sampling: SamplingSpec
+    codec: CodecChoice
 
 
 def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], bytes]) -> Parameters:
@@ -94,6 +98,9 @@ def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], b
     _check_int("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS, f"a whole number from 1 to {MAX_NEW_TOKENS}")
     if asked.seed is not None:
         _check_int("seed", asked.seed, 0, MAX_SEED, "a whole number from 0 to 2**63 - 1")
+    codec = asked.codec or "raw"
+    if codec not in get_args(CodecChoice):
+        raise InvalidParameter("codec", codec, "raw, int8 or auto")
     top_logprobs = 0
     if not isinstance(asked.logprobs, bool):
         _check_int(
@@ -117,6 +124,7 @@ def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], b
             logprobs=asked.logprobs is not False,
             top_logprobs=top_logprobs,
         ),
+        codec=codec,
     )
 
 

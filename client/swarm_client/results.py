@@ -86,6 +86,7 @@ class Generation:
     model: str
     revision: str
     route: tuple[RouteHop, ...]  # the last one, if routes were changed
+    codec: str  # that activations travelled in, on that route
     retries: tuple[Retry, ...]
     timings: Timings
     logprobs: list[float] | None = None

@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
-from swarm_client.connection import Connection
+from swarm_client.codec_choice import Codec, choose_codec
+from swarm_client.connection import Connection, Needs
 from swarm_client.continuation import Continuation
 from swarm_client.errors import BadResult, ModelClosed, code
 from swarm_client.failover import MAX_ATTEMPTS, MAX_RETRY_WAIT_S, judge, wait_before_retry_s
@@ -72,17 +73,20 @@ class _Run:
         self._continuation = continuation
         self._parameters = parameters
         limit = connection.manifest.max_position or continuation.prompt_tokens + parameters.max_new_tokens
-        self._max_tokens = min(limit, continuation.prompt_tokens + parameters.max_new_tokens)
+        self._needs = Needs(
+            max_tokens=min(limit, continuation.prompt_tokens + parameters.max_new_tokens), codec=parameters.codec
+        )
         self._retries: list[Retry] = []
         self._times = StepTimes(connection.clock.monotonic())
         self._session: LiveSession | None = None
         self._is_prefill = True
+        self._codec: Codec = "raw"
 
     async def tokens(self) -> AsyncGenerator[Token, None]:
         """Yield the tokens; once."""
         self._times = StepTimes(self._connection.clock.monotonic())
         shown, failures = 0, 0
-        route = await self._connection.choose_first(max_tokens=self._max_tokens)
+        route = await self._connection.choose_first(self._needs)
         while True:
             session = self._session = self._new_session(route)
             before = len(self._continuation.tokens)
@@ -127,9 +131,16 @@ class _Run:
 
     async def _open(self, session: LiveSession) -> None:
         classes = session.route.numeric_classes
+        self._codec = choose_codec(
+            self._parameters.codec,
+            session.route,
+            hidden_size=self._connection.manifest.hidden_size,
+            prompt_tokens=len(self._continuation.known_ids),
+        )
         await session.open(
-            max_tokens=self._max_tokens,
+            max_tokens=self._needs.max_tokens,
             sampling=self._parameters.sampling,
+            codec=self._codec,
             numeric_class=next(iter(classes)) if len(classes) == 1 else "",
         )
         self._is_prefill = True
@@ -188,7 +199,7 @@ class _Run:
         """Return what a caller has to know: which blocks nobody serves any more, where a peer went; else the error."""
         if isinstance(error, HopLost | HopUnreachable | Draining):
             try:
-                self._connection.choose(max_tokens=self._max_tokens, exclude=avoided, prefer_numeric_class=None)
+                self._connection.choose(self._needs, exclude=avoided, prefer_numeric_class=None)
             except NoRoute as nowhere:
                 nowhere.__cause__ = error
                 return nowhere
@@ -198,7 +209,7 @@ class _Run:
         classes = before.numeric_classes
         try:
             return self._connection.choose(
-                max_tokens=self._max_tokens,
+                self._needs,
                 exclude=exclude,
                 prefer_numeric_class=next(iter(classes)) if len(classes) == 1 else None,
             )
@@ -228,6 +239,7 @@ class _Run:
             seed=self._parameters.seed,
             model=self._connection.model.name,
             revision=self._connection.model.revision,
+            codec=self._codec,
             route=tuple(RouteHop(hop.peer, hop.start, hop.end) for hop in route.hops),
             retries=tuple(self._retries),
             timings=self._times.summary(route.peers),

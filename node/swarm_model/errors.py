@@ -15,6 +15,7 @@
         ├── PositionGap             tokens before the chunk are missing here      replay them
         ├── ContextTooLong          more tokens than the model can hold
         ├── InvalidChunk            inputs of a wrong shape, type or value
+        ├── InvalidActivations      activations that cannot be sent, or were not what they should be
         └── InvalidSampling         a sampling parameter out of its range
 
 `code` crosses the wire with the fields and is never reused. Leaves are ordinary dataclasses, not frozen ones:
@@ -240,6 +241,22 @@ class InvalidChunk(ModelError):
 
     def remedy(self) -> str:
         return "token ids on the first span, hidden states of the previous span on the others, at least one token"
+
+
+@dataclass(eq=False)
+class InvalidActivations(ModelError):
+    """Activations that a codec cannot carry, or bytes that are none."""
+
+    reason: str
+
+    code: ClassVar[str] = "invalid_activations"
+    retry_elsewhere: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return self.reason
+
+    def remedy(self) -> str:
+        return "take another route, or ask for the codec raw, which loses nothing"
 
 
 @dataclass(eq=False)

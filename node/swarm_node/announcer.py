@@ -79,6 +79,7 @@ class Announcer:
             dtype=facts.dtype,
             page_size=facts.page_size,
             rewind=facts.rewind,
+            codecs=facts.codecs,
             prefill_tokens_per_s=says.prefill_tokens_per_s,
             decode_tokens_per_s=says.decode_tokens_per_s,
             load=self._load(),

@@ -18,6 +18,7 @@ from swarm_net.records import Rewind
 from swarm_net.session_errors import SessionError
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+INT8_GROUP = 64  # values that share one scale of two bytes in the codec `int8`
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Piece:
     data: Body  # int32 ids [count] where they start at 0, else raw activations [count, hidden]
     draw: Draw | None = None  # only where they end the model
     dtype: str = ""  # of the activations in `data`, where it is not the span's own
+    codec: str = "raw"  # of the activations in `data` and in the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +81,21 @@ class SpanFacts:
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0
 
-    def activation_bytes(self, dtype: str) -> int | None:
-        """Return the size of one token's activations in a number format; None for one that is not understood."""
-        if dtype in ("", self.dtype):
-            return self.hidden_bytes
-        if dtype not in FLOAT_BYTES or self.dtype not in FLOAT_BYTES:
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """The codecs that activations may come and go in."""
+        return ("raw", "int8") if self.dtype in FLOAT_BYTES else ("raw",)
+
+    def activation_bytes(self, dtype: str, codec: str = "raw") -> int | None:
+        """Return the size of one token's activations in a number format and codec; None for what is not understood."""
+        if codec not in self.codecs:
             return None
-        return self.hidden_bytes // FLOAT_BYTES[self.dtype] * FLOAT_BYTES[dtype]
+        if dtype in ("", self.dtype) and codec == "raw":
+            return self.hidden_bytes
+        if dtype not in ("", *FLOAT_BYTES) or self.dtype not in FLOAT_BYTES:
+            return None
+        hidden = self.hidden_bytes // FLOAT_BYTES[self.dtype]
+        return hidden * FLOAT_BYTES[dtype] if codec == "raw" else hidden + 2 * -(-hidden // INT8_GROUP)
 
 
 class Executor(Protocol):

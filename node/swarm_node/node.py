@@ -331,6 +331,7 @@ class Node:
                 count=piece.count,
                 kind=work.kind,
                 sample=work.sample and ran.part.is_end,
+                codec=work.codec,
                 token_ids=b"" if work.ids is None else work.ids[start : start + piece.count].tobytes(),
                 tip=work.tip,
                 candidates=work.candidates,

@@ -38,6 +38,7 @@ class Work:
     ids: NDArray[np.int32] | None = None  # [count], where the last hop needs them
     tip: int = 0
     candidates: tuple[Candidate, ...] = ()
+    codec: str = "raw"  # of the activations that come and go
     trail: tuple[HopTiming, ...] = ()
     wire_us: int = 0
     done: int = 0
@@ -154,6 +155,7 @@ class Scheduler:
             data=work.data[start * width : end * width],
             draw=work.draw if is_end else None,
             dtype=work.dtype,
+            codec=work.codec,
         )
         work.done = end
         self.waiting_tokens -= tokens

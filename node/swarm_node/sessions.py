@@ -73,6 +73,11 @@ class Session:
         return "" if self.is_first else self.open.hops[self.open.hop - 1].dtype
 
     @property
+    def upstream_codec(self) -> str:
+        """What a step's body comes in: token ids are sent as they are."""
+        return "raw" if self.is_first else self.open.codec
+
+    @property
     def is_first(self) -> bool:
         return self.open.hop == 0
 
@@ -144,7 +149,7 @@ class SessionTable:
             raise Unsupported(feature=f"numeric class {message.numeric_class}")
         if message.edges != "remote":
             raise Unsupported(feature=f"edges={message.edges}")
-        if message.codec != "raw":
+        if message.codec not in self.facts.codecs:
             raise Unsupported(feature=f"codec {message.codec}")
         if message.hop > 0 and self.facts.activation_bytes(message.hops[message.hop - 1].dtype) is None:
             raise Unsupported(feature=f"activations in {message.hops[message.hop - 1].dtype}")
@@ -204,6 +209,7 @@ class SessionTable:
             blocks=(session.spec.start, session.spec.end),
             data=data,
             dtype=session.upstream_dtype,
+            codec=session.open.codec,
             sample=step.sample,
             draw=draw,
             arrived_s=now_s,
@@ -220,11 +226,11 @@ class SessionTable:
             raise BadStep(reason=f"timings of {len(step.trail)} hops before hop {session.hop}")
         if step.kind == "verify" or step.candidates:
             self._check_candidates(session, step)
-        if step.codec != session.open.codec:
+        if step.codec != session.upstream_codec:
             raise BadStep(reason=f"codec {step.codec}, the session was opened with {session.open.codec}")
         if step.count < 1:
             raise BadStep(reason="a step without tokens")
-        width = 4 if session.is_first else self.facts.activation_bytes(session.upstream_dtype)
+        width = 4 if session.is_first else self.facts.activation_bytes(session.upstream_dtype, step.codec)
         assert width is not None
         if len(data) != step.count * width:
             raise BadStep(reason=f"{len(data)} bytes for {step.count} tokens of {width} bytes")

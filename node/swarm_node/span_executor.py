@@ -12,7 +12,8 @@ from math import isfinite
 import numpy as np
 import torch
 
-from swarm_model.errors import ModelError
+from swarm_model import int8_codec
+from swarm_model.errors import InvalidActivations, ModelError
 from swarm_model.sampling_params import Sampling
 from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
 from swarm_net.messages import SamplingSpec
@@ -46,8 +47,17 @@ class SpanExecutor:
 
     def run(self, pieces: Sequence[Piece]) -> list[Output]:
         """Run one batch; see Executor."""
-        chunks = [self._chunk(piece) for piece in pieces]
-        return [_output(output) for output in self._span.forward(chunks, blocks=pieces[0].blocks)]
+        outputs: list[Output] = [None] * len(pieces)
+        chunks, places = [], []
+        for place, piece in enumerate(pieces):
+            try:
+                chunks.append(self._chunk(piece))
+                places.append(place)
+            except InvalidActivations as error:
+                outputs[place] = ComputeFailed(reason=str(error))
+        for place, output in zip(places, self._span.forward(chunks, blocks=pieces[0].blocks), strict=True):
+            outputs[place] = _output(output, pieces[place].codec)
+        return outputs
 
     def drop(self, session: bytes) -> None:
         """Forget a session."""
@@ -57,14 +67,24 @@ class SpanExecutor:
         if piece.blocks[0] == 0:
             inputs = torch.from_numpy(np.frombuffer(piece.data, "<i4").astype(np.int64))  # [count]
         else:
-            data, dtype = memoryview(piece.data), getattr(torch, piece.dtype or self.facts.dtype)
-            flat = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=dtype)
-            inputs = flat.view(piece.count, -1)  # [count, hidden]
+            data = memoryview(piece.data)
+            data = memoryview(bytearray(data)) if data.readonly else data
+            if piece.codec == "int8":
+                flat = torch.frombuffer(data, dtype=torch.uint8)
+                inputs = int8_codec.decode(flat, piece.count, self._span.info.hidden_size)  # [count, hidden]
+            else:
+                dtype = getattr(torch, piece.dtype or self.facts.dtype)
+                inputs = torch.frombuffer(data, dtype=dtype).view(piece.count, -1)  # [count, hidden]
         return Chunk(SessionKey(piece.session), piece.position, inputs, _request(piece.draw))
 
 
-def _output(output: torch.Tensor | tuple[Sampled, ...] | ModelError | None) -> Output:
+def _output(output: torch.Tensor | tuple[Sampled, ...] | ModelError | None, codec: str) -> Output:
     if isinstance(output, torch.Tensor):
+        if codec == "int8":
+            try:
+                return int8_codec.encode(output).cpu().numpy().data.cast("B")
+            except InvalidActivations as error:
+                return ComputeFailed(reason=str(error))
         output = output.contiguous().cpu()
         if not torch.isfinite(output).all():
             return ComputeFailed(reason="its activations are not finite")
