@@ -1,8 +1,9 @@
 """A checkpoint as it lies on disk or on the Hugging Face hub: its configuration, its tensor index, its files.
 
 Owns where files are and which are fetched: opening a hub checkpoint takes configuration, tokenizer and index alone,
-`fetch` takes the shards that a span needs. Knows nothing of torch; `config` imports transformers when it is first asked
-for. Nothing here runs code from a checkpoint. Called by the node before and while a span is loaded.
+`fetch` takes the shards that a span needs; hub.py does the talking. Knows nothing of torch; `config` imports
+transformers when it is first asked for. Nothing here runs code from a checkpoint. Called by the node before and while a
+span is loaded.
 """
 
 import hashlib
@@ -13,53 +14,49 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import hf_hub_download, parse_safetensors_file_metadata, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 
 from swarm_model.errors import CheckpointBroken, CheckpointNotFound, ConfigMissing, UnsupportedModel
+from swarm_model.hub import HubFiles
 from swarm_model.tensor_files import TensorInfo, read_tensor_infos
 
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
-SMALL_FILES: Final = ["*.json", "*.model", "*.txt", "*.jinja"]  # configuration, tokenizer, index; never weights
 HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MAX_BLOCKS: Final = 4096
 
-FetchProgress = Callable[[int, int], None]  # files here, files wanted
+FetchProgress = Callable[[int, int], None]  # bytes downloaded, bytes to download
 
 
 class Checkpoint:
     """One model's files; make it with `open`."""
 
-    def __init__(self, directory: Path, *, source: str, commit: str | None, cache_dir: Path | None) -> None:
+    def __init__(self, directory: Path, *, source: str, hub: HubFiles | None) -> None:
         self.directory = directory
         self.source = source
-        self._commit = commit
-        self._cache_dir = cache_dir
+        self._hub = hub
 
     @classmethod
     def open(
-        cls, source: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        endpoint: str | None = None,
     ) -> "Checkpoint":
         """Open a local folder or a Hugging Face id; of the latter only the small files are fetched.
 
-        Raises CheckpointNotFound, ConfigMissing, CheckpointBroken.
+        `cache_dir` and `endpoint` are the library's own unless given: HF_HOME and HF_ENDPOINT set them. Raises
+        CheckpointNotFound, AccessDenied, HubUnreachable, ConfigMissing, CheckpointBroken.
         """
         directory = Path(source).expanduser()
         if directory.is_dir():
-            checkpoint = cls(directory.resolve(), source=str(source), commit=None, cache_dir=None)
+            checkpoint = cls(directory.resolve(), source=str(source), hub=None)
         elif HUB_ID.fullmatch(str(source)) and not directory.exists():
             cache = None if cache_dir is None else Path(cache_dir)
-            snapshot = _fetch_small_files(str(source), revision, cache)
-            checkpoint = cls(snapshot, source=str(source), commit=snapshot.name, cache_dir=cache)
+            hub = HubFiles.open(str(source), revision, cache, endpoint)
+            checkpoint = cls(hub.directory, source=str(source), hub=hub)
         else:
             raise CheckpointNotFound(str(source), "no such folder")
         if not (checkpoint.directory / "config.json").is_file():
@@ -70,12 +67,12 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """What people call the model: its id on the hub, or its folder's name."""
-        return self.source if self._commit is not None else self.directory.name
+        return self.source if self._hub is not None else self.directory.name
 
     @property
     def commit(self) -> str:
         """The hub's commit, empty for a local folder."""
-        return self._commit or ""
+        return self._hub.commit if self._hub is not None else ""
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
@@ -128,16 +125,17 @@ class Checkpoint:
                 if not isinstance(file, str) or not re.fullmatch(r"[\w.-]+\.safetensors", file):
                     raise CheckpointBroken(INDEX_FILE, f"{file!r} is not the name of a safetensors file")
             return dict(names)
-        if self._commit is None and not (self.directory / SINGLE_FILE).is_file():
+        if self._hub is None and not (self.directory / SINGLE_FILE).is_file():
             if any(self.directory.glob("*.bin")):
                 raise UnsupportedModel(self.family, "its weights are pickled, only safetensors files are read")
             raise CheckpointBroken(SINGLE_FILE, f"neither it nor {INDEX_FILE} is in {self.directory}")
-        return dict.fromkeys(self._file_tensors(SINGLE_FILE), SINGLE_FILE)
+        return dict.fromkeys(self._file_tensors([SINGLE_FILE])[SINGLE_FILE], SINGLE_FILE)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """Every tensor's type, shape and place, from the headers alone, local or on the hub."""
-        found = {name: info for file in sorted(set(self.weight_map.values())) for name, info in self._headers(file)}
+        files = self._file_tensors(sorted(set(self.weight_map.values())))
+        found = {name: info for tensors in files.values() for name, info in tensors.items()}
         for name, file in self.weight_map.items():
             if name not in found or found[name].file != file:
                 raise CheckpointBroken(file, f"{name} is missing, which {INDEX_FILE} promises")
@@ -146,8 +144,8 @@ class Checkpoint:
     @cached_property
     def revision(self) -> str:
         """What pins the files: the hub's commit, or a digest of configuration, tokenizer and tensor names."""
-        if self._commit is not None:
-            return self._commit
+        if self._hub is not None:
+            return self._hub.commit
         digest = hashlib.sha256()
         for name in ("config.json", "tokenizer.json"):
             path = self.directory / name
@@ -157,60 +155,49 @@ class Checkpoint:
         return "sha256-" + digest.hexdigest()[:40]
 
     def fetch(self, files: Iterable[str], on_progress: FetchProgress | None = None) -> None:
-        """See that these files of the weight map are on this disk; `on_progress` gets files here and files wanted.
+        """See that these files of the weight map are on this disk; a local folder's are, and are never copied.
 
-        Raises CheckpointNotFound if the hub does not give them, CheckpointBroken if a local folder lacks one.
+        Raises CheckpointBroken if a local folder lacks one, and what HubFiles.fetch raises.
         """
         wanted = sorted(set(files))
-        for number, file in enumerate(wanted):
-            if on_progress is not None:
-                on_progress(number, len(wanted))
-            if (self.directory / file).is_file():
-                continue
-            if self._commit is None:
+        if self._hub is not None:
+            total, done = sum(self.file_bytes(file) for file in wanted if not self.has(file)), 0
+
+            def count(size: int) -> None:
+                nonlocal done
+                done += size
+                if on_progress is not None:
+                    on_progress(done, total)
+
+            self._hub.fetch(wanted, count)
+        for file in wanted:
+            if not self.has(file):
                 raise CheckpointBroken(file, f"it is missing from {self.directory}")
-            try:
-                hf_hub_download(self.source, file, revision=self._commit, cache_dir=self._cache_dir)
-            except (OSError, EntryNotFoundError) as error:
-                raise CheckpointNotFound(self.source, f"{file} could not be fetched: {_first_line(error)}") from error
-        if on_progress is not None:
-            on_progress(len(wanted), len(wanted))
+
+    def has(self, file: str) -> bool:
+        """Whether a file is on this disk."""
+        return (self.directory / file).is_file()
+
+    def missing_bytes(self, files: Iterable[str]) -> int:
+        """Count what `fetch` would download; nothing, of a local folder. Raises what HubFiles.fetch raises."""
+        return 0 if self._hub is None else self._hub.missing_bytes(files)
 
     @property
     def _text_config(self) -> Any:
         return self.config.get_text_config()
 
-    def _headers(self, file: str) -> Iterable[tuple[str, TensorInfo]]:
-        return self._file_tensors(file).items()
+    def file_bytes(self, file: str) -> int:
+        """How large a file of the weight map is, as its header says."""
+        return max(tensor.end for tensor in self.tensors.values() if tensor.file == file)
 
-    def _file_tensors(self, file: str) -> dict[str, TensorInfo]:
-        path = self.directory / file
-        if path.is_file() or self._commit is None:
-            return read_tensor_infos(path)
-        try:
-            header = parse_safetensors_file_metadata(self.source, file, revision=self._commit)
-        except (OSError, EntryNotFoundError) as error:
-            reason = f"no {file} there: only safetensors weights are read ({_first_line(error)})"
-            raise CheckpointNotFound(self.source, reason) from error
-        return {
-            name: TensorInfo(name, file, info.dtype, tuple(info.shape), *info.data_offsets)
-            for name, info in header.tensors.items()
-        }
-
-
-def _fetch_small_files(source: str, revision: str | None, cache_dir: Path | None) -> Path:
-    try:
-        return Path(snapshot_download(source, revision=revision, cache_dir=cache_dir, allow_patterns=SMALL_FILES))
-    except GatedRepoError as error:
-        raise CheckpointNotFound(source, "its owner wants you to log in and accept terms: `hf auth login`") from error
-    except RevisionNotFoundError as error:
-        raise CheckpointNotFound(source, f"it has no revision {revision!r}") from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointNotFound(source, "no such folder, and no such repository on the hub") from error
-    except LocalEntryNotFoundError as error:
-        raise CheckpointNotFound(source, "no such folder, not in the cache, and the hub is out of reach") from error
-    except (OSError, HFValidationError) as error:
-        raise CheckpointNotFound(source, _first_line(error)) from error
+    def _file_tensors(self, files: Iterable[str]) -> dict[str, dict[str, TensorInfo]]:
+        here, elsewhere = {}, []
+        for file in files:
+            if self._hub is None or self.has(file):
+                here[file] = read_tensor_infos(self.directory / file)
+            else:
+                elsewhere.append(file)
+        return here | (self._hub.tensors(elsewhere) if self._hub is not None and elsewhere else {})
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,10 @@
     ModelError
     ├── loading
     │   ├── CheckpointNotFound      no such folder or Hugging Face id
+    │   ├── AccessDenied            a gated repository, or a token that the hub does not accept
+    │   ├── HubUnreachable          offline, no network, or the hub is down
+    │   ├── DownloadInterrupted     the connection broke; what was received is kept
+    │   ├── NotEnoughDisk           names the span whose files would fit
     │   ├── ConfigMissing           a folder without config.json
     │   ├── CheckpointBroken        a file that cannot be trusted                 fetch it again
     │   ├── UnsupportedModel        we would compute something else than transformers
@@ -61,6 +65,86 @@ class CheckpointNotFound(ModelError):
         return (
             "give a folder with config.json and safetensors files, or an id such as Qwen/Qwen3-0.6B; check the network"
         )
+
+
+@dataclass(eq=False)
+class AccessDenied(ModelError):
+    """The hub has the repository, but not for whoever asks."""
+
+    source: str
+    reason: str
+
+    code: ClassVar[str] = "access_denied"
+
+    def __str__(self) -> str:
+        return f"no access to {self.source}: {self.reason}"
+
+    def remedy(self) -> str:
+        return (
+            f"accept the terms on the hub's page of {self.source}, make a token that may read it and set HF_TOKEN "
+            "(or run `hf auth login`)"
+        )
+
+
+@dataclass(eq=False)
+class HubUnreachable(ModelError):
+    """The hub does not answer, and what is asked for is not in the cache."""
+
+    source: str
+    reason: str
+
+    code: ClassVar[str] = "hub_unreachable"
+
+    def __str__(self) -> str:
+        return f"{self.source} is no folder here, not whole in the cache, and the hub is out of reach: {self.reason}"
+
+    def remedy(self) -> str:
+        return (
+            "check the network, HF_ENDPOINT and HF_HUB_OFFLINE and start again, or give --model a folder that "
+            "`hf download` made elsewhere"
+        )
+
+
+@dataclass(eq=False)
+class DownloadInterrupted(ModelError):
+    """The connection to the hub broke again and again."""
+
+    source: str
+    file: str
+    done_bytes: int
+    total_bytes: int
+    reason: str
+
+    code: ClassVar[str] = "download_interrupted"
+
+    def __str__(self) -> str:
+        progress = f"{gib(self.done_bytes)} of {gib(self.total_bytes)}"
+        return f"the download of {self.file} from {self.source} stopped at {progress}: {self.reason}"
+
+    def remedy(self) -> str:
+        return "start again: the download goes on where it stopped"
+
+
+@dataclass(eq=False)
+class NotEnoughDisk(ModelError):
+    """The span's files do not fit on the disk; `fits` is the widest span from the same start whose files do."""
+
+    span: tuple[int, int]
+    needed_bytes: int
+    free_bytes: int
+    path: str
+    fits: tuple[int, int] | None
+
+    code: ClassVar[str] = "not_enough_disk"
+
+    def __str__(self) -> str:
+        needed = f"{self.needed_bytes} bytes ({gib(self.needed_bytes)}) are still to be downloaded"
+        free = f"{self.free_bytes} bytes ({gib(self.free_bytes)}) are free in {self.path}"
+        return f"for blocks {self.span[0]}:{self.span[1]} {needed}, {free}"
+
+    def remedy(self) -> str:
+        smaller = "" if self.fits is None else f"serve --blocks {self.fits[0]}:{self.fits[1]}, or "
+        return f"{smaller}set HF_HOME to a folder on a larger disk, or free space in {self.path}"
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ What fails, fails alone: a chunk that cannot be computed gets its ModelError in 
 session stays as it was, and the others are computed as if it had not been there.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -19,6 +20,7 @@ import torch
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.devices import available_bytes
 from swarm_model.digests import block_digest
+from swarm_model.disk import files_of, require_disk
 from swarm_model.drivers import Driver, Part
 from swarm_model.errors import (
     ContextTooLong,
@@ -82,12 +84,11 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far loading is. Stages come in this order; `unit` says what is counted."""
+    """How far loading is, in bytes. Stages come in this order, "fetch" only where something is downloaded."""
 
     stage: Literal["fetch", "read", "digest"]
     done: int
     total: int
-    unit: Literal["files", "bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ class Span:
         """Load blocks `start` to `end`, fetching only the files that they need, and check them on random inputs.
 
         `kv_bytes` is the memory for KV pages. Raises SpanOutsideModel, UnsupportedModel, CheckpointBroken,
-        CheckpointNotFound, NotEnoughMemory, KVPoolTooSmall.
+        NotEnoughMemory, NotEnoughDisk, KVPoolTooSmall, and what HubFiles.fetch raises.
         """
         return load_span(checkpoint, start, end, device, dtype, kv_bytes, page_size, on_progress or (lambda _: None))
 
@@ -265,8 +266,9 @@ def load_span(
     require_memory(checkpoint, start, end, dtype_name, kv_bytes=kv_bytes, available_bytes=available_bytes(device))
     anatomy = study(checkpoint)
     names = anatomy.tensors(start, end)
-    files = {checkpoint.weight_map[name] for name in names}
-    checkpoint.fetch(files, lambda done, total: on_progress(LoadProgress("fetch", done, total, "files")))
+    require_disk(checkpoint, anatomy, start, end, free_bytes=shutil.disk_usage(checkpoint.directory).free)
+    files = files_of(checkpoint, anatomy, start, end)
+    checkpoint.fetch(files, lambda done, total: on_progress(LoadProgress("fetch", done, total)))
 
     read = _ByteProgress(
         "read", sum(checkpoint.tensors[name].end - checkpoint.tensors[name].start for name in names), on_progress
@@ -334,7 +336,7 @@ class _ByteProgress:
         self._done += size
         if self._done - self._reported >= self._total // 100 or self._done >= self._total:
             self._reported = self._done
-            self._report(LoadProgress(self._stage, self._done, self._total, "bytes"))
+            self._report(LoadProgress(self._stage, self._done, self._total))
 
 
 def _longest_session(checkpoint: Checkpoint, model: Any) -> int:

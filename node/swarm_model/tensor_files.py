@@ -1,7 +1,7 @@
 """What stands in a safetensors file: names, types, shapes and places of its tensors, without reading a weight.
 
 Owns the check of a file's header against its size: a truncated or garbled file is found here, before anybody maps it.
-Reading the weights themselves is transformers' work. Called by checkpoint.py and digests.py. No torch.
+Reading the weights themselves is transformers' work. Called by checkpoint.py, hub.py and digests.py. No torch.
 
 Format: https://huggingface.co/docs/safetensors, section "Format".
 """
@@ -14,6 +14,7 @@ from typing import Final
 
 from swarm_model.errors import CheckpointBroken
 
+HEADER_LENGTH_BYTES: Final = 8
 MAX_HEADER_BYTES: Final = 100_000_000  # the limit of the safetensors library itself
 DTYPE_BITS: Final = {
     **dict.fromkeys(("F64", "I64", "U64"), 64),
@@ -48,25 +49,42 @@ def read_tensor_infos(path: Path) -> dict[str, TensorInfo]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            if size < 8 or header_bytes > min(MAX_HEADER_BYTES, size - 8):
-                raise CheckpointBroken(path.name, f"not a safetensors file, or cut off in its header ({size} bytes)")
-            header = json.loads(file.read(header_bytes))
+            start = file.read(HEADER_LENGTH_BYTES)
+            start += file.read(header_bytes(path.name, start, size=size))
     except OSError as error:
         raise CheckpointBroken(path.name, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise CheckpointBroken(path.name, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise CheckpointBroken(path.name, "its header is not a table of tensors")
-    infos = {
-        name: _tensor_info(path.name, name, entry, base=8 + header_bytes)
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-    end = max((info.end for info in infos.values()), default=8 + header_bytes)
+    infos = tensor_infos(path.name, start)
+    end = max((info.end for info in infos.values()), default=len(start))
     if end != size:
         raise CheckpointBroken(path.name, f"{end} bytes promised by its header, {size} found")
     return infos
+
+
+def header_bytes(file: str, start: bytes, *, size: int | None) -> int:
+    """Read how long a file's header is, from the file's first bytes; `size` is the file's, where it is known.
+
+    Raises CheckpointBroken.
+    """
+    length = int.from_bytes(start[:HEADER_LENGTH_BYTES], "little")
+    most = MAX_HEADER_BYTES if size is None else min(MAX_HEADER_BYTES, size - HEADER_LENGTH_BYTES)
+    if len(start) < HEADER_LENGTH_BYTES or length > most:
+        raise CheckpointBroken(file, f"not a safetensors file, or cut off in its header ({size or len(start)} bytes)")
+    return length
+
+
+def tensor_infos(file: str, start: bytes) -> dict[str, TensorInfo]:
+    """Read the tensors that a file's beginning, up to the end of its header, describes. Raises CheckpointBroken."""
+    try:
+        header = json.loads(start[HEADER_LENGTH_BYTES:])
+    except ValueError as error:
+        raise CheckpointBroken(file, "its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise CheckpointBroken(file, "its header is not a table of tensors")
+    return {
+        name: _tensor_info(file, name, entry, base=len(start))
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _tensor_info(file: str, name: str, entry: object, base: int) -> TensorInfo:

@@ -7,18 +7,28 @@ get words for those that they care about.
 import json
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from swarm_node.settings import Sourced, shown
 
-Advance = Callable[[int, int], None]  # bytes done, bytes in all
+Advance = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
+STAGES = {"fetch": "downloading", "read": "loading", "digest": "checking"}
 
 
 class Reporter(Protocol):
@@ -30,7 +40,10 @@ class Reporter(Protocol):
 
 
 class JsonReporter:
-    """One object a line on standard output."""
+    """One object a line on standard output; `now_s` is a clock."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
 
     def event(self, name: str, **fields: Any) -> None:
         sys.stdout.write(json.dumps({"event": name, **fields}) + "\n")
@@ -38,14 +51,28 @@ class JsonReporter:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Advance]:
-        """Tell each further twentieth."""
-        told = -1
+        """Tell each further hundredth of a stage, with the stage's mean rate and the time left at that rate."""
+        told: tuple[str, int] = ("", -1)
+        first_s, first_bytes = 0.0, 0
 
-        def advance(done: int, total: int) -> None:
-            nonlocal told
-            if (part := 20 * done // max(total, 1)) > told:
-                told = part
-                self.event("progress", title=title, done_bytes=done, total_bytes=total)
+        def advance(stage: str, done: int, total: int) -> None:
+            nonlocal told, first_s, first_bytes
+            now_s, part = self._now_s(), 100 * done // max(total, 1)
+            if stage != told[0]:
+                first_s, first_bytes = now_s, done
+            elif part <= told[1]:
+                return
+            told = (stage, part)
+            rate = (done - first_bytes) / (now_s - first_s) if now_s > first_s and done > first_bytes else None
+            self.event(
+                "progress",
+                title=title,
+                stage=stage,
+                done_bytes=done,
+                total_bytes=total,
+                bytes_per_s=None if rate is None else round(rate),
+                left_s=None if rate is None else round((total - done) / rate, 1),
+            )
 
         yield advance
 
@@ -101,11 +128,26 @@ class PeopleReporter:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Advance]:
-        """Show a bar while it takes."""
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        """Show a bar for each stage: bytes, bytes a second, time left."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self._console, transient=True) as bar:
-            task = bar.add_task(title, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            tasks: dict[str, TaskID] = {}
+
+            def advance(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    for earlier in tasks.values():
+                        bar.remove_task(earlier)
+                    tasks.clear()
+                    tasks[stage] = bar.add_task(f"{STAGES.get(stage, stage)} {title}", total=total, completed=done)
+                bar.update(tasks[stage], completed=done, total=total)
+
+            yield advance
 
 
 def show_settings(values: dict[str, Any], sourced: Sourced) -> None:

@@ -107,8 +107,7 @@ def load(
     with reporter.progress(f"blocks {span[0]}:{span[1]}") as advance:
 
         def show(progress: LoadProgress) -> None:
-            if progress.unit == "bytes":
-                advance(progress.done, progress.total)
+            advance(progress.stage, progress.done, progress.total)
 
         loaded = Span.load(
             checkpoint,

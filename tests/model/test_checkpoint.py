@@ -13,6 +13,7 @@ from swarm_model.errors import (
     CheckpointBroken,
     CheckpointNotFound,
     ConfigMissing,
+    HubUnreachable,
     KVPoolTooSmall,
     ModelError,
     NotEnoughMemory,
@@ -66,7 +67,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointNotFound, match="out of reach") as refusal:
+    with pytest.raises(HubUnreachable, match="out of reach") as refusal:
         Checkpoint.open("nobody/nothing", cache_dir=tmp_path)
     assert "network" in refusal.value.remedy()
 
@@ -196,12 +197,12 @@ def test_a_span_reads_only_the_files_it_needs(folder: Path) -> None:
     span = Span.load(checkpoint, 2, 4, device=CPU, dtype=torch.float32, kv_bytes=1 << 20, on_progress=progress.append)
 
     assert (span.info.start, span.info.end) == (2, 4)
-    assert list(dict.fromkeys(report.stage for report in progress)) == ["fetch", "read", "digest"]
+    assert list(dict.fromkeys(report.stage for report in progress)) == ["read", "digest"]
     assert all(reports[-1].done == reports[-1].total for reports in _by_stage(progress).values())
 
 
 def _by_stage(progress: list[LoadProgress]) -> dict[str, list[LoadProgress]]:
-    return {stage: [report for report in progress if report.stage == stage] for stage in ("fetch", "read", "digest")}
+    return {stage: [report for report in progress if report.stage == stage] for stage in ("read", "digest")}
 
 
 def test_digests_tell_weights_apart_and_do_not_depend_on_the_cut(
