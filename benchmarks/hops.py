@@ -53,15 +53,17 @@ class HopTimes:
     kernel: float
 
 
-def plan(checkpoint: Path, dtype: str, splits: list[tuple[int, int]]) -> LocalSwarmPlan:
-    """Nodes with one thread each, without the DHT's daemon."""
+def plan(
+    checkpoint: Path, dtype: str, splits: Sequence[tuple[int, int]], *, share_prefixes: str = "off"
+) -> LocalSwarmPlan:
+    """Nodes with one thread each, without the DHT's daemon; without reuse of prefixes, every prompt is computed."""
     return LocalSwarmPlan(
         model=checkpoint,
-        splits=splits,
+        splits=tuple(splits),
         dtype=dtype,
         threads=1,
         kv_memory="1GiB",
-        environment={"SWARM_NODE_DHT": "off"},
+        environment={"SWARM_NODE_DHT": "off", "SWARM_NODE_SHARE_PREFIXES": share_prefixes},
     )
 
 

@@ -50,6 +50,7 @@ class Connection:
     entropy: Callable[[int], bytes]
     rng: random.Random
     patience: Patience
+    cache_salt: bytes = b""  # whoever does not know it cannot name this client's prompts to a hop
     avoided: Avoided = field(default_factory=Avoided)
     is_closed: bool = False
 

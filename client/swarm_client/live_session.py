@@ -24,6 +24,7 @@ from swarm_net.endpoint import Endpoint
 from swarm_net.errors import LinkLost, NetError
 from swarm_net.links import Clock, Link
 from swarm_net.messages import Cancel, Failure, HopSpec, Open, Opened, Refuse, Result, SamplingSpec
+from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
 from swarm_net.routing import Route
 from swarm_net.session_errors import HopLost, HopSilent, HopUnreachable, SessionError, from_failure
 
@@ -57,6 +58,8 @@ class LiveSession:
         self._first: Link | None = None
         self._last: Link | None = None
         self._opened = False
+        self._prefix_tokens = 0
+        self.cached_tokens = 0  # of the prompt, that every hop has
         self._was_sent = False  # from then on hops may hold something for us
         self._closed = False
         self._error: Exception | None = None
@@ -67,8 +70,10 @@ class LiveSession:
 
     # -- opening
 
-    async def open(self, *, max_tokens: int, sampling: SamplingSpec, codec: str, numeric_class: str) -> None:
-        """Return when every hop is ready. Raises SessionError."""
+    async def open(
+        self, *, max_tokens: int, sampling: SamplingSpec, codec: str, numeric_class: str, prefix: tuple[bytes, ...]
+    ) -> None:
+        """Return when every hop is ready; `cached_tokens` is then where to begin. Raises SessionError."""
         self._dispatcher.add(self)
         await self._dial_ends()
         assert self._first is not None
@@ -93,8 +98,10 @@ class LiveSession:
             wanted=("tokens", "logprobs") if sampling.logprobs else ("tokens",),
             codec=codec,
             numeric_class=numeric_class,
+            prefix=prefix,
             deadline_ms=int(deadline_s * 1000),
         )
+        self._prefix_tokens = len(prefix) * PREFIX_CHUNK_TOKENS
         self._was_sent = True
         try:
             self._first.send(opening)
@@ -176,6 +183,10 @@ class LiveSession:
         if link is self._first and not self._opened:
             self._opened = True
             self._due_s = None
+            # The least of what the hops have; a hop that exaggerates will miss what comes before the first step.
+            cached = min((grant.cached_tokens for grant in message.grants), default=0)
+            self.cached_tokens = min(cached, self._prefix_tokens) if len(message.grants) == len(self.route.hops) else 0
+            self._session.start_at(self.cached_tokens)
             self._wake()
 
     def on_refuse(self, link: Link, message: Refuse) -> None:

@@ -56,6 +56,7 @@ class AsyncRemoteModel:
         *,
         cache_dir: Path | None = None,
         patience: Patience | None = None,
+        cache_salt: bytes | None = None,
         world: World | None = None,
     ) -> AsyncGenerator[Self, None]:
         """Find a model in the swarm and keep in touch with its nodes until the `async with` block ends.
@@ -66,6 +67,8 @@ class AsyncRemoteModel:
             bootstrap: addresses of nodes, `/ip4/HOST/tcp/PORT/p2p/PEER_ID`; any that runs will do.
             cache_dir: where tokenizers are kept; by default in the user's cache.
             patience: how long a route may be silent.
+            cache_salt: what hops find the beginnings of this client's prompts by, at most 64 bytes; by default a new
+                secret each time. Clients with one salt share them on nodes whose operators let everyone share.
             world: transport, clock and randomness of a simulation.
 
         Raises NoBootstrap, NoSuchModel, AmbiguousModel, BadModelDirectory, and the NetError of an address that does
@@ -95,6 +98,7 @@ class AsyncRemoteModel:
                 entropy=world.entropy,
                 rng=world.rng,
                 patience=patience or Patience(),
+                cache_salt=world.entropy(16) if cache_salt is None else cache_salt,
             )
             remote = cls(connection, files)
             try:

@@ -32,6 +32,7 @@ class Token:
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt, that all hops of the first route still had
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,10 @@ class Session:
         self._tail = 0  # tokens that the hops have, once they have run everything that was sent
         self._is_waiting = False
 
+    def start_at(self, position: int) -> None:
+        """Begin behind what all hops have cached of the prompt."""
+        self._tail = position
+
     def step(self, token_ids: Sequence[int], sent_ns: int) -> tuple[Step, bytes]:
         """Return the step, and its body, that feeds these tokens and asks for the next one."""
         position, count = self._tail, len(token_ids)
@@ -59,7 +63,7 @@ class Session:
             frame=self._frame,
             position=position,
             count=count,
-            kind="decode" if position else "prefill",
+            kind="decode" if position and count == 1 else "prefill",
             sample=True,
             sent_ns=sent_ns,
         )

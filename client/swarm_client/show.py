@@ -28,7 +28,8 @@ def generation_json(generation: Generation) -> dict[str, Any]:
 def summary_line(generation: Generation) -> str:
     """Return what a person wants to know when the text is there."""
     timings, usage = generation.timings, generation.usage
-    parts = [f"{usage.prompt_tokens} + {usage.completion_tokens} tokens"]
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    parts = [f"{usage.prompt_tokens}{cached} + {usage.completion_tokens} tokens"]
     if timings.tokens_per_s is not None:
         parts.append(f"{timings.tokens_per_s:.1f} tokens/s")
     parts.append(f"first after {timings.time_to_first_token_s:.2f} s")

@@ -24,6 +24,7 @@ from swarm_client.results import Generation, Retry, RouteHop, Token, Usage
 from swarm_client.session import Answer, Session
 from swarm_client.timings import StepTimes
 from swarm_net.errors import NetError, NoRoute
+from swarm_net.prefixes import prefix_digests
 from swarm_net.routing import Route
 from swarm_net.session_errors import Draining, HopLost, HopUnreachable, SessionError
 
@@ -81,6 +82,7 @@ class _Run:
         self._session: LiveSession | None = None
         self._is_prefill = True
         self._codec: Codec = "raw"
+        self._cached_tokens = 0
 
     async def tokens(self) -> AsyncGenerator[Token, None]:
         """Yield the tokens; once."""
@@ -130,22 +132,26 @@ class _Run:
         )
 
     async def _open(self, session: LiveSession) -> None:
-        classes = session.route.numeric_classes
+        classes, known = session.route.numeric_classes, self._continuation.known_ids
+        connection = self._connection
         self._codec = choose_codec(
             self._parameters.codec,
             session.route,
-            hidden_size=self._connection.manifest.hidden_size,
-            prompt_tokens=len(self._continuation.known_ids),
+            hidden_size=connection.manifest.hidden_size,
+            prompt_tokens=len(known),
         )
         await session.open(
             max_tokens=self._needs.max_tokens,
             sampling=self._parameters.sampling,
             codec=self._codec,
             numeric_class=next(iter(classes)) if len(classes) == 1 else "",
+            prefix=prefix_digests(known, revision=connection.model.revision, salt=connection.cache_salt),
         )
+        if not self._retries:
+            self._cached_tokens = session.cached_tokens
         self._is_prefill = True
         self._times.start_route()
-        session.feed(self._continuation.known_ids)
+        session.feed(known[session.cached_tokens :])
 
     def _on_answer(self, answer: Answer, return_wire_us: int) -> int | None:
         """Take the next token, from within its arrival; return it to be fed, or None at the end."""
@@ -235,7 +241,7 @@ class _Run:
             text=continuation.text,
             token_ids=[token.id for token in tokens],
             finish_reason=continuation.finish_reason,
-            usage=Usage(continuation.prompt_tokens, len(tokens)),
+            usage=Usage(continuation.prompt_tokens, len(tokens), self._cached_tokens),
             seed=self._parameters.seed,
             model=self._connection.model.name,
             revision=self._connection.model.revision,

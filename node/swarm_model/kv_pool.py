@@ -38,6 +38,12 @@ class KVPool:
         self.keys: Final = [_zeros((slots, shape.kv_heads, shape.key_size), dtype, device) for shape in shapes]
         self.values: Final = [_zeros((slots, shape.kv_heads, shape.value_size), dtype, device) for shape in shapes]
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy the keys and values of a page in every block."""
+        size = self.page_size
+        for pool in (*self.keys, *self.values):
+            pool[target * size : (target + 1) * size] = pool[source * size : (source + 1) * size]
+
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros whose memory, on a CPU, the system hands out page by page when it is first written: torch writes them all.

@@ -1,10 +1,13 @@
 """Which KV page belongs to whom: a pure page allocator that keeps each session's pages side by side where it can.
 
-Owns the mapping session -> page table and the runs of free pages. The tensors behind the pages live in kv_pool.py, the
-decision whom to refuse with the caller. Called by the span before each step.
+Owns the mapping session -> page table, who holds each page, and the runs of free pages. The tensors behind the pages
+live in kv_pool.py, the decision whom to refuse with the caller. Called by the span before each step.
 
-Invariants: every page is free or in exactly one table; a table holds just as many pages as its tokens need; the free
-runs are sorted, do not touch, and together with the tables cover the pool.
+A page may have several holders: sessions that share a prefix, and the cache that keeps it for the next one
+(prefixes.py). Nobody writes to a page that somebody else holds: `make_own` gives a session a page of its own first.
+
+Invariants: every page is free or has as many holders as tables and caches name it; a table holds just as many pages as
+its tokens need; the free runs are sorted, do not touch, and together with the held pages cover the pool.
 
 Pages as in PagedAttention (Kwon et al. 2023). Contiguity is a preference, never a promise: a session whose pages are
 one run is read in place, the others are gathered. A new session therefore starts in the middle of the widest gap, where
@@ -12,7 +15,9 @@ both it and its left neighbour can grow.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, NewType
 
 SessionKey = NewType("SessionKey", bytes)
@@ -50,6 +55,7 @@ class PageAllocator:
         self._starts = [0] if pages else []  # sorted starts of the free runs
         self._ends = {0: pages} if pages else {}  # start of a free run -> its end, exclusive
         self._tables: dict[SessionKey, PageTable] = {}
+        self._holders = [0] * pages
 
     def table(self, session: SessionKey) -> PageTable:
         return self._tables[session]
@@ -68,11 +74,11 @@ class PageAllocator:
         `position` is at most the tokens held. Raises OutOfPages, with nothing changed, if there are too few pages.
         """
         table = self._tables.get(session)
-        held = 0 if table is None else len(table.pages)
         kept = self._pages_for(position)
         needed = self._pages_for(position + tokens) - kept
-        if needed > self.free + held - kept:
-            raise OutOfPages(needed, self.free + held - kept)
+        given_back = 0 if table is None else sum(self._holders[page] == 1 for page in table.pages[kept:])
+        if needed > self.free + given_back:
+            raise OutOfPages(needed, self.free + given_back)
         if table is None:
             table = self._tables[session] = PageTable()
         elif position < table.tokens:
@@ -81,6 +87,48 @@ class PageAllocator:
             self._grow(table, needed)
         table.tokens = position + tokens
         return table
+
+    def adopt(self, session: SessionKey, pages: Sequence[int]) -> PageTable:
+        """Let a session that holds nothing yet begin with full pages that others hold."""
+        assert session not in self._tables
+        breaks = sum(after != before + 1 for before, after in pairwise(pages))
+        table = self._tables[session] = PageTable(list(pages), len(pages) * self.page_size, breaks)
+        self.hold(pages)
+        return table
+
+    def make_own(self, session: SessionKey, position: int) -> tuple[int, int] | None:
+        """Give a session a page of its own for what it is about to write from `position` on.
+
+        Returns (page, page) from and to which the caller has to copy, None if nothing is shared there. Everything
+        behind `position` is forgotten. Raises OutOfPages with nothing changed.
+        """
+        table, index = self._tables.get(session), position // self.page_size
+        if table is None or position % self.page_size == 0 or index >= len(table.pages):
+            return None
+        shared = table.pages[index]
+        if self._holders[shared] == 1:
+            return None
+        if not self.free:
+            raise OutOfPages(1, 0)
+        self._cut(table, index)
+        table.tokens = index * self.page_size
+        self._grow(table, 1)
+        table.tokens = position
+        return shared, table.pages[index]
+
+    def hold(self, pages: Iterable[int]) -> None:
+        """Add a holder to each of these pages, which have one."""
+        for page in pages:
+            assert self._holders[page]
+            self._holders[page] += 1
+
+    def let_go(self, pages: Iterable[int]) -> None:
+        """Take a holder from each of these pages; one that has none left is free."""
+        for page in pages:
+            self._release(page)
+
+    def holders(self, page: int) -> int:
+        return self._holders[page]
 
     def truncate(self, session: SessionKey, tokens: int) -> None:
         """Forget everything behind the first `tokens` tokens; a session that is left with none is dropped."""
@@ -141,10 +189,15 @@ class PageAllocator:
             insort(self._starts, start + taken)
             self._ends[start + taken] = end
         self.free -= taken
+        for page in range(start, start + taken):
+            self._holders[page] = 1
         return taken
 
     def _release(self, page: int) -> None:
-        """Give one page back and join it with the free runs that it touches."""
+        """Take a holder from a page; without any it joins the free runs that it touches."""
+        self._holders[page] -= 1
+        if self._holders[page]:
+            return
         at = bisect_left(self._starts, page)
         end = page + 1
         if end in self._ends:

@@ -36,6 +36,7 @@ from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, check_masks, choose_driver, run_reference
 from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
 from swarm_model.pages import OutOfPages, PageAllocator, PageTable, SessionKey
+from swarm_model.prefixes import PrefixCache
 from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.sizing import DtypeName, require_memory
@@ -116,11 +117,18 @@ class Span:
     """Blocks `[start, end)` of a model; make one with `load`."""
 
     def __init__(
-        self, info: SpanInfo, driver: Driver, pages: PageAllocator, dtype: torch.dtype, device: torch.device
+        self,
+        info: SpanInfo,
+        driver: Driver,
+        pool: KVPool,
+        pages: PageAllocator,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.info: Final = info
         self._driver = driver
-        self._pages = pages
+        self._pool, self._pages = pool, pages
+        self._prefixes = PrefixCache(pages)
         self._dtype, self._device = dtype, device
 
     @classmethod
@@ -145,14 +153,25 @@ class Span:
 
     @property
     def pages_free(self) -> int:
-        return self._pages.free
+        """Count the pages that sessions could take, those of kept prefixes included."""
+        return self._pages.free + self._prefixes.evictable
 
     def cached(self, session: SessionKey) -> int:
         """Count the tokens cached for a session; a session that is not known has none."""
         return self._pages.tokens(session)
 
+    def adopt(self, session: SessionKey, scope: bytes, digests: Sequence[bytes]) -> int:
+        """Let a new session begin with what is kept of its prefix; return how many tokens that are.
+
+        One digest stands for each `prefixes.CHUNK_TOKENS` tokens, with all tokens before them. Sessions of one `scope`
+        share what they computed: it has to tell apart whatever else their keys and values depend on, and whoever does
+        not trust the other.
+        """
+        return self._prefixes.adopt(session, scope, digests)
+
     def drop(self, session: SessionKey) -> None:
-        """Free a session's pages; a session that is not known is already dropped."""
+        """Free a session's pages, but for its prefix; a session that is not known is already dropped."""
+        self._prefixes.forget(session)
         self._pages.drop(session)
 
     @torch.inference_mode()
@@ -185,6 +204,8 @@ class Span:
             for index in reversed(accepted):
                 self._pages.truncate(batch[index].session, batch[index].position)
             raise
+        for chunk in (batch[index] for index in accepted):
+            self._prefixes.wrote(chunk.session, chunk.position, chunk.position + len(chunk.inputs))
         return outputs
 
     def _reserve(self, chunk: Chunk, accepted: Sequence[Chunk], *, embeds: bool) -> PageTable:
@@ -200,9 +221,18 @@ class Span:
         if chunk.position + tokens > self.info.max_position:
             raise ContextTooLong(chunk.position + tokens, self.info.max_position)
         try:
-            return self._pages.place(chunk.session, chunk.position, tokens)
+            return self._place(chunk.session, chunk.position, tokens)
+        except OutOfPages as shortage:
+            self._prefixes.make_room(shortage.needed)
+        try:
+            return self._place(chunk.session, chunk.position, tokens)
         except OutOfPages as refusal:
             raise KVFull(refusal.needed, refusal.free) from refusal
+
+    def _place(self, session: SessionKey, position: int, tokens: int) -> PageTable:
+        if (copy := self._pages.make_own(session, position)) is not None:
+            self._pool.copy_page(*copy)
+        return self._pages.place(session, position, tokens)
 
     def _check_inputs(self, inputs: torch.Tensor, embeds: bool) -> None:
         if embeds:
@@ -322,7 +352,7 @@ def load_span(
         pages=pages,
         block_digests=tuple(block_digest(checkpoint.directory, tensors, hashed.add) for tensors in owned.values()),
     )
-    return Span(info, driver, PageAllocator(pages, page_size), dtype, device)
+    return Span(info, driver, cache.pool, PageAllocator(pages, page_size), dtype, device)
 
 
 class _ByteProgress:

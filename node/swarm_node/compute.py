@@ -18,7 +18,7 @@ from typing import Protocol
 
 from swarm_net.links import Clock
 from swarm_net.session_errors import ComputeFailed
-from swarm_node.executor import Executor, Output, Piece, TimedExecutor
+from swarm_node.executor import Executor, Output, Piece, Prefix, TimedExecutor
 from swarm_node.scheduler import Scheduler, Slice, Work
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,15 @@ class Ran:
     started_s: float
     ended_s: float
     batch_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Let a session begin with what is kept of its prefix; `on_done` is called on the loop with the tokens cached."""
+
+    session: bytes
+    prefix: Prefix
+    on_done: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,7 @@ class Release:
     session: bytes
 
 
-Command = Work | Void | Drop | Hold | Release
+Command = Work | Adopt | Void | Drop | Hold | Release
 Deliver = Callable[[list[Ran]], None]
 
 
@@ -96,6 +105,8 @@ class _Core:
         match command:
             case Work():
                 self.scheduler.add(command)
+            case Adopt(session, prefix, on_adopted):
+                return partial(on_adopted, self.executor.adopt(session, prefix))
             case Void(session, below_epoch, on_voided):
                 return partial(on_voided, self.scheduler.void(session, below_epoch))
             case Hold(session):

@@ -49,6 +49,14 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """The beginning of a session's prompt: one digest for each `PREFIX_CHUNK_TOKENS`, and who may share it."""
+
+    scope: bytes
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Drawn:
     """A token, and where they were asked for, log-probabilities of the model's own distribution."""
 
@@ -108,6 +116,9 @@ class Executor(Protocol):
 
         What is wrong with one piece stands in its place in the list; an exception means that the whole batch failed.
         """
+
+    def adopt(self, session: bytes, prefix: Prefix) -> int:
+        """Let a new session begin with what is kept of its prefix; return how many tokens that are, 0 for none."""
 
     def drop(self, session: bytes) -> None:
         """Forget a session; one that is not known is already forgotten."""

@@ -23,7 +23,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import msgspec
 
@@ -46,6 +46,7 @@ from swarm_net.messages import (
     StepKind,
     TokenLogprob,
 )
+from swarm_net.prefixes import prefix_scope
 from swarm_net.session_errors import (
     ComputeFailed,
     Draining,
@@ -57,8 +58,8 @@ from swarm_net.session_errors import (
     to_failure,
 )
 from swarm_net.tasks import TaskScope
-from swarm_node.compute import Command, Compute, Drop, Hold, Ran, Release, Void
-from swarm_node.executor import SpanFacts
+from swarm_node.compute import Adopt, Command, Compute, Drop, Hold, Ran, Release, Void
+from swarm_node.executor import Prefix, SpanFacts
 from swarm_node.scheduler import Work
 from swarm_node.sessions import Session, SessionTable
 
@@ -66,6 +67,9 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.01
 TOKEN_BY_TOKEN: tuple[StepKind, ...] = ("decode", "verify")
+
+
+PrefixSharing = Literal["off", "client", "everyone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class NodeLimits:
     dial_timeout_s: float = 5.0
     hold_above_bytes: int = 8 << 20  # of activations that wait at a link: then nothing more is computed for it
     release_below_bytes: int = 2 << 20
+    prefix_sharing: PrefixSharing = "client"
     max_opening: int = 256  # openings that wait for their next hop; one more is refused
 
 
@@ -165,7 +170,9 @@ class Node:
         deadline_s = message.deadline_ms / 1000
         try:
             async with asyncio.timeout(deadline_s):
+                adopted = self._adopt_prefix(session)
                 grants = await self._open_rest(session, started_s + deadline_s)
+                session.tail = await adopted
         except SessionError as error:
             self._give_up(session, error)
         except TimeoutError:
@@ -182,11 +189,29 @@ class Node:
                 hop=session.hop,
                 max_tokens=message.max_tokens,
                 idle_timeout_ms=int(self._limits.idle_timeout_s * 1000),
+                cached_tokens=session.tail,
             )
             session.is_ready = True
             session.touched_s = self._clock.monotonic()
             self.served.sessions += 1
             _send(session.upstream, Opened(session=session.id, grants=(own, *grants)))
+
+    def _adopt_prefix(self, session: Session) -> asyncio.Future[int]:
+        """Ask, while later hops are reached, how much of the session's prompt is kept; done when the thread looked."""
+        message, cached = session.open, asyncio.get_running_loop().create_future()
+        # Where a penalty needs all ids, they have to come with the steps.
+        if not message.prefix or self._limits.prefix_sharing == "off" or session.ids is not None:
+            cached.set_result(0)
+            return cached
+        everyone = self._limits.prefix_sharing == "everyone"
+        scope = prefix_scope(message, upstream=session.upstream.peer, everyone=everyone)
+
+        def adopted(tokens: int) -> None:
+            if not cached.done():
+                cached.set_result(tokens)
+
+        self._submit(Adopt(session.id, Prefix(scope, message.prefix), adopted))
+        return cached
 
     async def _open_rest(self, session: Session, deadline_s: float) -> tuple[HopGrant, ...]:
         message, spec = session.open, session.next_spec

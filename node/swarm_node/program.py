@@ -127,7 +127,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             facts=executor.facts,
             model=model,
             clock=clock,
-            limits=NodeLimits(idle_timeout_s=settings.idle_timeout),
+            limits=NodeLimits(idle_timeout_s=settings.idle_timeout, prefix_sharing=settings.share_prefixes),
         )
         announcer = Announcer(
             Announcement(

@@ -67,6 +67,7 @@ _METAVARS = {
     "threads": "N",
     "kv_memory": "SIZE",
     "idle_timeout": "SECONDS",
+    "share_prefixes": "off|client|everyone",
 }
 
 SIZES = frozenset({name for name, value in _METAVARS.items() if value == "SIZE"})
@@ -99,6 +100,9 @@ class Settings(BaseModel):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="for computing; 0: all free cores")
     kv_memory: Size = Field(2 * 2**30, description="for keys and values, such as 2GiB")
     idle_timeout: Seconds = Field(300.0, description="after which a session that nobody uses ends")
+    share_prefixes: Literal["off", "client", "everyone"] = Field(
+        "client", description="who may reuse what was computed of a prompt; everyone: only where all hops are trusted"
+    )
     region: Annotated[str, Field(max_length=32)] = Field("", description="where the node is, for routing")
 
 

@@ -14,11 +14,15 @@ import torch
 
 from swarm_model import int8_codec
 from swarm_model.errors import InvalidActivations, ModelError
+from swarm_model.prefixes import CHUNK_TOKENS
 from swarm_model.sampling_params import Sampling
 from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
 from swarm_net.messages import SamplingSpec
+from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
 from swarm_net.session_errors import ComputeFailed
-from swarm_node.executor import Draw, Drawn, Output, Piece, SpanFacts
+from swarm_node.executor import Draw, Drawn, Output, Piece, Prefix, SpanFacts
+
+assert CHUNK_TOKENS == PREFIX_CHUNK_TOKENS
 
 
 class SpanExecutor:
@@ -58,6 +62,10 @@ class SpanExecutor:
         for place, output in zip(places, self._span.forward(chunks, blocks=pieces[0].blocks), strict=True):
             outputs[place] = _output(output, pieces[place].codec)
         return outputs
+
+    def adopt(self, session: bytes, prefix: Prefix) -> int:
+        """Let a session begin with what is kept of its prefix; see Executor."""
+        return self._span.adopt(SessionKey(session), prefix.scope, prefix.digests)
 
     def drop(self, session: bytes) -> None:
         """Forget a session."""

@@ -5,17 +5,20 @@ a real executor could compute: a piece that leaves a gap in what is cached fails
 """
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
 from swarm_net.session_errors import PositionGap
-from swarm_node.executor import Draw, Drawn, Output, Piece, SpanFacts
+from swarm_node.executor import Draw, Drawn, Output, Piece, Prefix, SpanFacts
 from swarm_sim import digest_model
 from swarm_sim.digest_model import DIGEST_BYTES, BlockCache
 
 MAX_CONTEXT_TOKENS = 8192
+MAX_KEPT_CHUNKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class DigestExecutor:
         self.facts = facts
         self._speed = speed
         self._caches: dict[bytes, list[BlockCache]] = {}  # by session, of the blocks that it runs here
+        self._named: dict[bytes, Prefix] = {}
+        self._kept: OrderedDict[tuple[bytes, bytes], list[BlockCache]] = OrderedDict()  # of prefixes, oldest first
 
     def duration_s(self, pieces: Sequence[Piece]) -> float:
         start, end = pieces[0].blocks
@@ -67,8 +72,20 @@ class DigestExecutor:
     def run(self, pieces: Sequence[Piece]) -> list[Output]:
         return [self._run(piece) for piece in pieces]
 
+    def adopt(self, session: bytes, prefix: Prefix) -> int:
+        """Copy what a session left under the longest of these names, as a real executor shares its pages."""
+        kept = 0
+        for place, digest in enumerate(prefix.digests):
+            if (caches := self._kept.get((prefix.scope, digest))) is None:
+                break
+            self._caches[session] = [cache.copy() for cache in caches]
+            kept = (place + 1) * PREFIX_CHUNK_TOKENS
+        self._named[session] = prefix
+        return kept
+
     def drop(self, session: bytes) -> None:
         self._caches.pop(session, None)
+        self._named.pop(session, None)
 
     def _run(self, piece: Piece) -> Output:
         caches = self._caches.get(piece.session)
@@ -83,9 +100,19 @@ class DigestExecutor:
             for cache in caches:
                 activation = cache.append(activation)
             outputs.append(activation)
+            self._keep_prefix(piece.session, caches)
         if piece.blocks[1] < self.facts.num_blocks:
             return b"".join(outputs)
         return _judge(outputs, piece.draw) if piece.draw is not None else None
+
+    def _keep_prefix(self, session: bytes, caches: list[BlockCache]) -> None:
+        chunks, rest = divmod(len(caches[0]), PREFIX_CHUNK_TOKENS)
+        prefix = self._named.get(session)
+        if prefix is None or rest or chunks > len(prefix.digests):
+            return
+        self._kept.setdefault((prefix.scope, prefix.digests[chunks - 1]), [cache.copy() for cache in caches])
+        if len(self._kept) > MAX_KEPT_CHUNKS:
+            self._kept.popitem(last=False)
 
     def _inputs(self, piece: Piece) -> list[bytes]:
         data = bytes(piece.data)

@@ -42,6 +42,12 @@ class BlockCache:
     def __len__(self) -> int:
         return len(self._outputs)
 
+    def copy(self) -> "BlockCache":
+        """Return a cache that goes its own way from here."""
+        other = BlockCache(self.block)
+        other._outputs = self._outputs.copy()
+        return other
+
     def truncate(self, tokens: int) -> None:
         """Forget all but the first tokens."""
         del self._outputs[tokens:]

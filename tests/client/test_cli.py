@@ -48,7 +48,11 @@ def test_generate_prints_json(swarm: FakeSwarm) -> None:
     assert found["token_ids"] == ids
     assert found["text"] == TOKENIZER.decode(ids)
     assert found["finish_reason"] == "length"
-    assert found["usage"] == {"prompt_tokens": len(TOKENIZER.encode("ROMEO:")), "completion_tokens": 12}
+    assert found["usage"] == {
+        "prompt_tokens": len(TOKENIZER.encode("ROMEO:")),
+        "completion_tokens": 12,
+        "cached_tokens": 0,
+    }
     assert found["seed"] is None
     assert found["logprobs"] == [-token / 1000 for token in ids]
     assert [(hop["peer"], hop["start"], hop["end"]) for hop in found["route"]] == [

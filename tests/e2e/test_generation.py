@@ -50,6 +50,20 @@ async def test_a_seed_gives_the_same_ids_alone_and_in_company(three_nodes: Local
     assert other.token_ids != alone.token_ids
 
 
+async def test_a_prompt_that_begins_alike_is_not_computed_again(
+    three_nodes: LocalSwarm, reference: Reference, cache_dir: Path
+) -> None:
+    beginning = [17 + place % 60 for place in range(150)]
+    async with AsyncRemoteModel.connect("tiny-llama", three_nodes.bootstrap, cache_dir=cache_dir) as model:
+        for end, cached in (([5], 0), ([6, 7], 128), ([5], 128)):
+            generation = await model.generate([*beginning, *end], max_new_tokens=8, temperature=0)
+            assert generation.usage.cached_tokens == cached
+            assert generation.token_ids == reference([*beginning, *end], 8)
+    async with AsyncRemoteModel.connect("tiny-llama", three_nodes.bootstrap, cache_dir=cache_dir) as other:
+        generation = await other.generate([*beginning, 5], max_new_tokens=1, temperature=0)
+        assert generation.usage.cached_tokens == 0
+
+
 async def test_a_stream_that_is_left_ends_its_session(three_nodes: LocalSwarm, cache_dir: Path) -> None:
     async with AsyncRemoteModel.connect("tiny-llama", three_nodes.bootstrap, cache_dir=cache_dir) as model:
         async with model.stream(PROMPT, max_new_tokens=200, temperature=0) as tokens:

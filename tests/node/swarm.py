@@ -16,7 +16,7 @@ from swarm_net.links import Body, Link, PeerId
 from swarm_net.memory import DelayPolicy, MemoryNetwork, MemoryTransport, no_delay
 from swarm_net.messages import Failure, HopSpec, Message, ModelId, Open, Opened, Refuse, Result, Step
 from swarm_node.compute import VirtualCompute
-from swarm_node.node import Node, NodeLimits
+from swarm_node.node import Node, NodeLimits, PrefixSharing
 from swarm_node.scheduler import Scheduler
 from swarm_sim.digest_executor import DigestExecutor, Speed, digest_facts
 from swarm_sim.digest_model import continuation
@@ -92,6 +92,7 @@ async def swarm(
     speed: Speed = AT_ONCE,
     delay: DelayPolicy = no_delay,
     hold_above_bytes: int = 8 << 20,
+    prefix_sharing: PrefixSharing = "client",
 ) -> AsyncIterator[Swarm]:
     network = MemoryNetwork(delay)
     async with AsyncExitStack() as stack:
@@ -107,7 +108,10 @@ async def swarm(
                 model=MODEL,
                 clock=SystemClock(),
                 limits=NodeLimits(
-                    idle_timeout_s=idle_timeout_s, hold_above_bytes=hold_above_bytes, release_below_bytes=0
+                    idle_timeout_s=idle_timeout_s,
+                    hold_above_bytes=hold_above_bytes,
+                    release_below_bytes=0,
+                    prefix_sharing=prefix_sharing,
                 ),
             )
             await stack.enter_async_context(node)
