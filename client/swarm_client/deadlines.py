@@ -12,6 +12,8 @@ from swarm_net.routing import Hop
 
 UNKNOWN_PREFILL_TOKENS_PER_S = 20.0
 UNKNOWN_DECODE_TOKENS_PER_S = 1.0
+# Beside sessions that decode, a hop may compute no more than so many tokens of a prompt with each of their steps.
+PREFILL_TOKENS_A_STEP = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ def result_deadline_s(hops: Sequence[Hop], tokens: int, patience: Patience) -> f
         prefill_tokens_per_s = record.prefill_tokens_per_s or UNKNOWN_PREFILL_TOKENS_PER_S
         decode_tokens_per_s = record.decode_tokens_per_s or UNKNOWN_DECODE_TOKENS_PER_S
         promised_s += (tokens - 1) * share / prefill_tokens_per_s + share / decode_tokens_per_s
+        promised_s += (tokens - 1) / PREFILL_TOKENS_A_STEP * share / decode_tokens_per_s
         promised_s += record.load.queued_tokens / prefill_tokens_per_s
     ceiling_s = patience.step_ceiling_s + tokens * patience.token_ceiling_s
     return max(patience.step_floor_s, min(patience.factor * promised_s, ceiling_s))

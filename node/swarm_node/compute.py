@@ -159,23 +159,26 @@ class ComputeThread:
         core = self._core
         try:
             while self._drain():
-                parts = core.scheduler.next()
+                started_s = core.clock.monotonic()
+                parts = core.scheduler.next(started_s)
                 if not parts:
                     continue
                 pieces = [part.piece for part in parts]
-                started_s = core.clock.monotonic()
                 outputs = core.run(pieces)
                 ended_s = core.clock.monotonic()
+                core.scheduler.ran(parts, started_s, ended_s)
                 self._hand_back(parts, outputs, started_s, ended_s)
         finally:
             self._call(self._ended.set)
 
     def _drain(self) -> bool:
         """Take all commands that are there, waiting for one if nothing is ready; False: stop."""
-        wait = not self._core.scheduler
+        until_s = self._core.scheduler.wait_until_s
+        wait = not self._core.scheduler or until_s is not None
+        timeout_s = None if until_s is None else max(0.0, until_s - self._core.clock.monotonic())
         while True:
             try:
-                commands = self._inbox.get(block=wait)
+                commands = self._inbox.get(block=wait, timeout=timeout_s)
             except queue.Empty:
                 return True
             if commands is None:
@@ -228,17 +231,21 @@ class VirtualCompute:
             for command in commands:
                 if (done := core.obey(command)) is not None:
                     done()
-            parts = core.scheduler.next()
+            started_s = core.clock.monotonic()
+            parts = core.scheduler.next(started_s)
             if not parts:
                 self._ready.clear()
-                await self._ready.wait()
+                until_s = core.scheduler.wait_until_s
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if until_s is None else max(0.0, until_s - started_s)):
+                        await self._ready.wait()
                 continue
             pieces = [part.piece for part in parts]
-            started_s = core.clock.monotonic()
             await asyncio.sleep(self._executor.duration_s(pieces))
             outputs = core.run(pieces)
             tokens = sum(piece.count for piece in pieces)
             ended_s = core.clock.monotonic()
+            core.scheduler.ran(parts, started_s, ended_s)
             deliver(
                 [Ran(part, output, started_s, ended_s, tokens) for part, output in zip(parts, outputs, strict=True)]
             )

@@ -9,7 +9,7 @@ Mixing prefill chunks into decode batches: Agrawal et al. 2024 (Sarathi-Serve), 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from swarm_net.messages import Candidate, HopTiming, StepKind
 from swarm_node.executor import Draw, Piece
+from swarm_node.pacing import Pace
 
 
 @dataclass(slots=True)
@@ -75,6 +76,8 @@ class Scheduler:
         self.max_decode_tokens = max_decode_tokens
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()  # by session, in order of arrival
         self._held: dict[bytes, None] = {}
+        self._pace = Pace()
+        self.wait_until_s: float | None = None
         self.waiting_tokens = 0
 
     def __bool__(self) -> bool:
@@ -114,8 +117,8 @@ class Scheduler:
         if (queue := self._queues.pop(session, None)) is not None:
             self.waiting_tokens -= sum(work.left for work in queue)
 
-    def next(self) -> list[Slice]:
-        """Take the next batch; empty only if nothing may run.
+    def next(self, now_s: float) -> list[Slice]:
+        """Take the next batch; tell `ran` what it took. Empty if nothing may run, or nothing before `wait_until_s`.
 
         All pieces of a batch run the same blocks: those of the session that has waited longest.
         """
@@ -125,14 +128,28 @@ class Scheduler:
         ready = [work for work in heads if work.blocks == heads[0].blocks]
         prefills = [work for work in ready if not work.is_urgent]
         batch = [self._take(work, work.left) for work in self._first(work for work in ready if work.is_urgent)]
-        budget = self.token_budget - sum(part.piece.count for part in batch)
+        if batch:
+            self._pace.took_decode(min(part.work.arrived_s for part in batch))
+        self.wait_until_s = None
+        if not prefills:
+            return batch
+        most = max(self.token_budget - sum(part.piece.count for part in batch), 0)
+        budget = self._pace.prefill_budget(now_s, decodes=bool(batch), most=most) if most else 0
+        if not batch and budget == 0:
+            self.wait_until_s = self._pace.expected_s
         for work in prefills:
-            tokens = min(work.left, self.chunk_tokens, max(budget, 0) if batch else self.token_budget)
+            tokens = min(work.left, self.chunk_tokens, budget)
             if tokens == 0:
                 break
             batch.append(self._take(work, tokens))
             budget -= tokens
         return batch
+
+    def ran(self, batch: Sequence[Slice], started_s: float, ended_s: float) -> None:
+        """A batch from `next` has run."""
+        urgent = sum(part.piece.count for part in batch if part.piece.count == 1 or part.work.kind == "verify")
+        tokens = sum(part.piece.count for part in batch)
+        self._pace.ran(ended_s, decode_tokens=urgent, prefill_tokens=tokens - urgent, seconds=ended_s - started_s)
 
     def _first(self, urgent: Iterable[Work]) -> Iterator[Work]:
         """Yield decode and verify steps, longest waiting first, as far as they fit, and at least one."""

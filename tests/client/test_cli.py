@@ -216,7 +216,7 @@ def test_the_program_starts_light(environment: dict[str, str]) -> None:
     """`--help` loads neither the network nor a tokenizer."""
     program = "import sys; sys.argv[1:] = ['--help']\nfrom swarm_client.__main__ import main\n"
     program += "try: main()\nexcept SystemExit: pass\n"
-    program += "print([name for name in ('asyncio', 'swarm_net', 'tokenizers', 'jinja2', 'cryptography', 'numpy')"
+    program += "print([name for name in ('asyncio', 'msgspec', 'tokenizers', 'jinja2', 'cryptography', 'numpy')"
     program += " if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

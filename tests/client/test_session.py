@@ -160,9 +160,11 @@ def hop(start: int, end: int, *, prefill: float = 0.0, decode: float = 0.0, queu
 def test_deadlines_come_from_promises_above_a_floor() -> None:
     patience = Patience(factor=10, step_floor_s=1, dial_timeout_s=5, opening_floor_s=2)
     assert result_deadline_s([hop(0, 8, prefill=1000, decode=100)], 1, patience) == 1
-    assert result_deadline_s([hop(0, 8, prefill=100, decode=10)], 1001, patience) == pytest.approx(10 * (10 + 0.1))
+    assert result_deadline_s([hop(0, 8, prefill=100, decode=10)], 1001, patience) == pytest.approx(
+        10 * (10 + 0.1 + 12.5)
+    )
     half = [hop(0, 4, prefill=100, decode=10, queued=200), hop(4, 8, prefill=100, decode=10)]
-    assert result_deadline_s(half, 1001, patience) == pytest.approx(10 * (10 + 0.1 + 2))
+    assert result_deadline_s(half, 1001, patience) == pytest.approx(10 * (10 + 0.1 + 12.5 + 2))
     assert result_deadline_s([hop(0, 8)], 101, patience) > 10
     for slow in (hop(0, 8, prefill=1e-300, decode=1e-300), hop(0, 8, prefill=10, decode=10, queued=2**31 - 1)):
         assert result_deadline_s([slow], 10, patience) == 60 + 20

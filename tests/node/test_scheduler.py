@@ -78,7 +78,7 @@ class SchedulerHistory(RuleBasedStateMachine):
     @rule()
     def run_a_batch(self) -> None:
         waiting = {session for session, tokens in self.expected.items() if tokens} - self.held
-        batch = self.scheduler.next()
+        batch = self.scheduler.next(0.0)
         assert bool(batch) == bool(waiting)
         self._check_rules(batch)
         for part in batch:
@@ -116,7 +116,7 @@ def test_decode_goes_before_prefill_and_prefills_take_turns() -> None:
     scheduler.add(work_of(b"long", 0, 24))
     scheduler.add(work_of(b"other", 0, 8))
     scheduler.add(work_of(b"chat", 5, 1))
-    batches = [[(part.piece.session, part.piece.count) for part in scheduler.next()] for _ in range(6)]
+    batches = [[(part.piece.session, part.piece.count) for part in scheduler.next(0.0)] for _ in range(6)]
     assert batches[0] == [(b"chat", 1), (b"long", 7)]
     assert batches[1] == [(b"other", 8)]
     assert batches[2:5] == [[(b"long", 8)], [(b"long", 8)], [(b"long", 1)]]
@@ -127,7 +127,12 @@ def test_prefill_fills_what_decode_leaves_whoever_came_first() -> None:
     scheduler = Scheduler(token_budget=BUDGET, chunk_tokens=CHUNK)
     for session, count in ((b"a", 1), (b"b", 5), (b"c", 1), (b"d", 20)):
         scheduler.add(work_of(session, 0, count))
-    assert {part.piece.session: part.piece.count for part in scheduler.next()} == {b"a": 1, b"b": 5, b"c": 1, b"d": 8}
+    assert {part.piece.session: part.piece.count for part in scheduler.next(0.0)} == {
+        b"a": 1,
+        b"b": 5,
+        b"c": 1,
+        b"d": 8,
+    }
 
 
 def test_verify_steps_go_whole_with_decode_steps_up_to_their_limit() -> None:
@@ -135,5 +140,5 @@ def test_verify_steps_go_whole_with_decode_steps_up_to_their_limit() -> None:
     scheduler.add(work_of(b"long", 0, 8))
     for session, count in ((b"a", 5), (b"b", 5), (b"c", 20), (b"d", 1)):
         scheduler.add(work_of(session, 9, count, kind="verify"))
-    batches = [[(part.piece.session, part.piece.count) for part in scheduler.next()] for _ in range(4)]
+    batches = [[(part.piece.session, part.piece.count) for part in scheduler.next(0.0)] for _ in range(4)]
     assert batches == [[(b"a", 5), (b"b", 5)], [(b"c", 20)], [(b"d", 1), (b"long", 7)], [(b"long", 1)]]
