@@ -12,6 +12,7 @@ from swarm_net.session_errors import (
     HopSilent,
     HopUnreachable,
     KVFull,
+    Overloaded,
     RemoteError,
     SessionError,
     SessionUnknown,
@@ -50,7 +51,7 @@ def judge(error: Exception, peers: Sequence[str]) -> Verdict:
         retry=True,
         blamed=blamed,
         suspected=() if blamed else tuple(peers),
-        avoid_s=2.0 if isinstance(error, KVFull) else 20.0,
+        avoid_s=2.0 if isinstance(error, KVFull | Overloaded) else 20.0,
         may_return=isinstance(error, HopLost | HopUnreachable | HopSilent | SessionUnknown),
     )
 

@@ -53,6 +53,7 @@ from swarm_net.session_errors import (
     HopLost,
     HopSilent,
     HopUnreachable,
+    Overloaded,
     SessionError,
     SessionUnknown,
     to_failure,
@@ -81,6 +82,8 @@ class NodeLimits:
     hold_above_bytes: int = 8 << 20  # of activations that wait at a link: then nothing more is computed for it
     release_below_bytes: int = 2 << 20
     prefix_sharing: PrefixSharing = "client"
+    max_waiting_s: float = 60.0  # what queued prompts may take; with more, new sessions are refused
+    prefill_tokens_per_s: float = 0.0  # as measured at the start; 0: not known
     max_opening: int = 256  # openings that wait for their next hop; one more is refused
 
 
@@ -156,6 +159,7 @@ class Node:
                 raise Draining()
             if len(self._openings) >= self._limits.max_opening:
                 raise ComputeFailed(reason=f"{self._limits.max_opening} sessions are being opened already")
+            self._check_queue()
             session = self.table.open(message, link, self._clock.monotonic())
         except SessionError as error:
             self._refuse(link, message, error)
@@ -163,6 +167,14 @@ class Node:
         link.keep_warm(1)
         task = self._tasks.start(self._connect(session), name="open session")
         self._openings[session.id] = _Opening(task, asyncio.get_running_loop().create_future())
+
+    def _check_queue(self) -> None:
+        """Raise Overloaded if what waits takes longer than a new session should."""
+        limits = self._limits
+        if limits.prefill_tokens_per_s:
+            waiting_s = self.load().queued_tokens / limits.prefill_tokens_per_s
+            if waiting_s > limits.max_waiting_s:
+                raise Overloaded(waiting_ms=int(waiting_s * 1000), limit_ms=int(limits.max_waiting_s * 1000))
 
     async def _connect(self, session: Session) -> None:
         """Reach the next hop and have it open the session, or on the last hop find the client's link."""
@@ -242,7 +254,10 @@ class Node:
     def _refuse(self, link: Link, message: Open, error: SessionError) -> None:
         log.info("refuse session=%s reason=%s", message.session.hex()[:8], error.code)
         failure = to_failure(error.at(message.hop, self._endpoint.peer), session=message.session)
-        _send(link, Refuse(session=message.session, failure=failure, load=self.load()))
+        # Until half of the limit waits: whoever comes back at the same time finds room.
+        retry_after_ms = error.waiting_ms - error.limit_ms // 2 if isinstance(error, Overloaded) else 0
+        refusal = Refuse(session=message.session, failure=failure, load=self.load(), retry_after_ms=retry_after_ms)
+        _send(link, refusal)
 
     def _on_opened(self, link: Link, message: Opened, body: Body) -> None:
         opening = self._opening_of(message.session, link)

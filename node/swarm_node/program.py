@@ -127,7 +127,11 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             facts=executor.facts,
             model=model,
             clock=clock,
-            limits=NodeLimits(idle_timeout_s=settings.idle_timeout, prefix_sharing=settings.share_prefixes),
+            limits=NodeLimits(
+                idle_timeout_s=settings.idle_timeout,
+                prefix_sharing=settings.share_prefixes,
+                prefill_tokens_per_s=rates.prefill_tokens_per_s,
+            ),
         )
         announcer = Announcer(
             Announcement(

@@ -2,6 +2,7 @@
 
     SessionError
     ├── KVFull              no room for the session's KV                        elsewhere
+    ├── Overloaded          what waits to be computed takes too long already    elsewhere
     ├── SpanNotServed       the blocks asked for are not here                   elsewhere
     ├── ModelNotServed      another model, or other weights                     elsewhere
     ├── Draining            the node is stopping                                elsewhere
@@ -69,6 +70,23 @@ class KVFull(SessionError):
 
     def remedy(self) -> str:
         return "ask for fewer tokens, try later, or another node; operators: raise --kv-memory"
+
+
+@dataclass(eq=False)
+class Overloaded(SessionError):
+    """More waits at the node than it computes within its operator's limit."""
+
+    waiting_ms: int
+    limit_ms: int
+
+    code: ClassVar[str] = "overloaded"
+    retry: ClassVar[Retry] = "elsewhere"
+
+    def text(self) -> str:
+        return f"what waits here takes {self.waiting_ms / 1000:.0f} s, the limit is {self.limit_ms / 1000:.0f} s"
+
+    def remedy(self) -> str:
+        return "try later, or another node"
 
 
 @dataclass(eq=False)
@@ -306,6 +324,7 @@ _LEAVES: dict[str, type[SessionError]] = {
     leaf.code: leaf
     for leaf in (
         KVFull,
+        Overloaded,
         SpanNotServed,
         ModelNotServed,
         Draining,

@@ -93,6 +93,7 @@ async def swarm(
     delay: DelayPolicy = no_delay,
     hold_above_bytes: int = 8 << 20,
     prefix_sharing: PrefixSharing = "client",
+    prefill_tokens_per_s: float = 0.0,
 ) -> AsyncIterator[Swarm]:
     network = MemoryNetwork(delay)
     async with AsyncExitStack() as stack:
@@ -112,6 +113,7 @@ async def swarm(
                     hold_above_bytes=hold_above_bytes,
                     release_below_bytes=0,
                     prefix_sharing=prefix_sharing,
+                    prefill_tokens_per_s=prefill_tokens_per_s,
                 ),
             )
             await stack.enter_async_context(node)

@@ -28,6 +28,7 @@ from swarm_net.session_errors import (
     HopUnreachable,
     KVFull,
     ModelNotServed,
+    Overloaded,
     PositionGap,
     SessionFull,
     SessionUnknown,
@@ -143,6 +144,22 @@ async def test_what_cannot_be_served_is_refused_at_once(changes: dict[str, objec
         assert isinstance(refusal, error)
         assert refusal.hop == 0
         assert all(is_empty(node) for node in nodes.nodes)
+
+
+async def test_a_node_with_too_much_to_do_says_so_and_when_to_come_back() -> None:
+    async with swarm((0, 8), speed=Speed(0.05, 0), prefill_tokens_per_s=1.0) as network:
+        client = await network.client()
+        link, _ = await network.open(client, SESSION, max_tokens=1024)
+        prompt = list(range(100))  # for 100 s, by what is promised
+        link.send(prefill(SESSION, prompt), body(prompt))
+        await settled(lambda: network.nodes[0].load().queued_tokens > 60)
+        _, answer = await network.open(client, b"another-session-")
+        assert isinstance(answer, Refuse)
+        error = from_failure(answer.failure)
+        assert isinstance(error, Overloaded)
+        assert 60_000 < error.waiting_ms <= 100_000
+        assert answer.retry_after_ms == error.waiting_ms - 30_000
+        assert answer.load.queued_tokens > 60
 
 
 async def test_routes_that_do_not_fit_are_refused() -> None:
