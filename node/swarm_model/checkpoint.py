@@ -99,6 +99,17 @@ class Checkpoint:
         return str(self.raw_config.get("model_type", "unknown"))
 
     @property
+    def quantization(self) -> dict[str, Any] | None:
+        """How the weights are quantized, as config.json says; None if they are not. Raises CheckpointBroken."""
+        text = self.raw_config.get("text_config")
+        found = self.raw_config.get("quantization_config")
+        if found is None and isinstance(text, dict):
+            found = text.get("quantization_config")
+        if found is not None and not isinstance(found, dict):
+            raise CheckpointBroken("config.json", "its quantization_config is not an object")
+        return found
+
+    @property
     def num_blocks(self) -> int:
         blocks = getattr(self._text_config, "num_hidden_layers", None)
         if not isinstance(blocks, int) or not 1 <= blocks <= MAX_BLOCKS:

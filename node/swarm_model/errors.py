@@ -10,6 +10,7 @@
     │   ├── ConfigMissing           a folder without config.json
     │   ├── CheckpointBroken        a file that cannot be trusted                 fetch it again
     │   ├── UnsupportedModel        we would compute something else than transformers
+    │   ├── QuantizationUnavailable a quantized checkpoint whose scheme this machine cannot load
     │   ├── SpanOutsideModel        the model has no such blocks
     │   ├── NotEnoughMemory         names the span that would fit
     │   ├── KVPoolTooSmall          not one page fits into the KV memory asked for
@@ -192,6 +193,24 @@ class UnsupportedModel(ModelError):
 
     def remedy(self) -> str:
         return "serve another model, or report the family so that support can be added"
+
+
+@dataclass(eq=False)
+class QuantizationUnavailable(ModelError):
+    """The checkpoint is quantized in a way for which a package or a device is missing here."""
+
+    scheme: str
+    reason: str
+    packages: tuple[str, ...]  # for pip; empty where none would help
+
+    code: ClassVar[str] = "quantization_unavailable"
+
+    def __str__(self) -> str:
+        return f"the checkpoint is quantized ({self.scheme}) and cannot be loaded here: {self.reason}"
+
+    def remedy(self) -> str:
+        install = f"pip install {' '.join(self.packages)}, or " if self.packages else ""
+        return f"{install}serve a checkpoint of this model that is not quantized, or quantized in another way"
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ that the span needs, each read when its turn comes. Files are read, not mapped: 
 the weights cast from them, for as long as the file is open. Called by span.py.
 """
 
+import copy
 import mmap
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
+from transformers.utils import is_accelerate_available
 from transformers.utils import logging as transformers_logging
 
 import swarm_model.transformers_version  # noqa: F401
@@ -23,6 +25,9 @@ from swarm_model.linears import PackedLinear
 from swarm_model.skeleton import Anatomy, Hole, NoEmbedding, span_class
 from swarm_model.tensor_files import TensorInfo
 
+CPU: Final = torch.device("cpu")
+COMPUTED: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PLAIN_CODE: Final = ("torch.nn.", "transformers.models.")  # where modules live that no quantizer has put in
 NAMED: Final = 3  # missing tensors that an error names
 
 
@@ -37,6 +42,12 @@ TORCH_DTYPES: Final = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
 }
 
 
@@ -47,6 +58,10 @@ class LazyTensor:
         if info.dtype not in TORCH_DTYPES:
             raise CheckpointBroken(info.file, f"{info.name} has the type {info.dtype}, which is not read")
         self._path, self._info, self._on_bytes = directory / info.file, info, on_bytes
+
+    def get_dtype(self) -> str:
+        """Name the type as safetensors does: transformers asks before it casts quantized weights."""
+        return self._info.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         info = self._info
@@ -76,10 +91,12 @@ def load_model(
     *,
     dtype: torch.dtype,
     on_bytes: Callable[[int], None],
+    device: torch.device = CPU,
 ) -> Any:
-    """Build blocks `start` to `end` with their edges on the CPU and fill in their weights.
+    """Build blocks `start` to `end` with their edges and fill in their weights, each on its way straight to `device`.
 
-    `on_bytes` hears of every tensor read, from several threads in turn. Raises CheckpointBroken.
+    Without the package accelerate they come to rest in the CPU's memory first: `move_weights` moves them. `on_bytes`
+    hears of every tensor read, from several threads in turn. Raises CheckpointBroken.
     """
     names = anatomy.tensors(start, end)
     lock = threading.Lock()
@@ -88,21 +105,50 @@ def load_model(
         with lock:
             on_bytes(size)
 
+    placement = {"device_map": {"": device}} if device.type != "cpu" and is_accelerate_available() else {}
     try:
         state = {name: LazyTensor(checkpoint.directory, checkpoint.tensors[name], count) for name in names}
         with _quiet():
             model, report = span_class(anatomy, start, end).from_pretrained(
                 None,
-                config=checkpoint.config,
+                config=_config(checkpoint, anatomy),
                 state_dict=state,
                 dtype=dtype,
                 attn_implementation="eager",
                 output_loading_info=True,
+                **placement,
             )
     except (RuntimeError, OSError) as error:
         raise CheckpointBroken(str(checkpoint.directory), str(error).strip().splitlines()[-1]) from error
     _check_report(checkpoint.directory, report)
+    if anatomy.plan is not None:
+        _cast_plain_weights(checkpoint.directory, model, dtype)
     return model.eval().requires_grad_(False)
+
+
+def _config(checkpoint: Checkpoint, anatomy: Anatomy) -> Any:
+    """Give the configuration to load with: of a quantized checkpoint, with the plan's quantization in its place."""
+    if anatomy.plan is None:
+        return checkpoint.config
+    config = copy.deepcopy(checkpoint.config)
+    config.quantization_config = dict(anatomy.plan.config)
+    return config
+
+
+def _cast_plain_weights(directory: Path, model: Any, dtype: torch.dtype) -> None:
+    """Cast what is not quantized of a quantized checkpoint: the library leaves it in the file's dtype.
+
+    Raises CheckpointBroken for what should have been expanded: without its scale, the library takes it as it is.
+    """
+    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith(PLAIN_CODE) and not any(part in name.split(".") for part in kept):
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_meta:
+                    continue
+                if parameter.dtype not in COMPUTED:
+                    raise CheckpointBroken(str(directory), f"weights are missing: the scale of {name}")
+                parameter.data = parameter.data.to(dtype)
 
 
 def move_weights(model: nn.Module, device: torch.device) -> None:

@@ -6,13 +6,17 @@ span.py. Imports no torch.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import NotEnoughMemory, SpanOutsideModel
+from swarm_model.tensor_files import TensorInfo
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
+FLOATS: Final = ("F64", "F32", "BF16", "F16")
+BESIDE_WEIGHTS: Final = re.compile(r"(scales?|scale_inv|zero_point|shape)$")  # of expanded weights, dropped with them
 DTYPE_BYTES: Final[dict[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
 BLOCK_NUMBER: Final = re.compile(r"\.(\d+)\.")
 EMBEDDING: Final = re.compile(r"(^|\.)(embed_tokens|wte|wpe|word_embeddings|embed_in|tok_embeddings)\.")
@@ -35,13 +39,15 @@ class WeightSizes:
         return sum(self.blocks[start:end]) + first + last
 
 
-def weight_sizes(checkpoint: Checkpoint, dtype: DtypeName) -> WeightSizes:
-    """Estimate what a checkpoint's weights take once they are loaded in `dtype`."""
+def weight_sizes(checkpoint: Checkpoint, dtype: DtypeName, *, expanded: bool = False) -> WeightSizes:
+    """Estimate what a checkpoint's weights take once they are loaded in `dtype`; quantized ones, if not `expanded`, as
+    they are stored."""
+    bits = bits_of(checkpoint.quantization)
     blocks = [0] * checkpoint.num_blocks
     embedding = others = 0
     head = False
     for name, tensor in checkpoint.tensors.items():
-        size = tensor.elements * DTYPE_BYTES[dtype]
+        size = loaded_bytes(tensor, dtype, bits if expanded else 0)
         number = BLOCK_NUMBER.search(name)
         if number is not None and int(number[1]) < len(blocks):
             blocks[int(number[1])] += size
@@ -51,6 +57,26 @@ def weight_sizes(checkpoint: Checkpoint, dtype: DtypeName) -> WeightSizes:
             others += size
             head = head or len(tensor.shape) == 2
     return WeightSizes(tuple(blocks), first_edge=embedding, last_edge=others if head else others + embedding)
+
+
+def loaded_bytes(tensor: TensorInfo, dtype: DtypeName, expanded_bits: int) -> int:
+    """Estimate what a tensor takes in memory; `expanded_bits` of it become one value of `dtype`, 0: it stays packed."""
+    stored = tensor.end - tensor.start
+    if tensor.dtype in FLOATS:
+        return tensor.elements * DTYPE_BYTES[dtype]
+    if expanded_bits == 0:
+        return stored
+    return 0 if BESIDE_WEIGHTS.search(tensor.name) else stored * 8 // expanded_bits * DTYPE_BYTES[dtype]
+
+
+def bits_of(quantization: Mapping[str, Any] | None) -> int:
+    """Say how many bits a quantized weight has, 8 where the configuration does not tell."""
+    quantization = quantization or {}
+    if str(quantization.get("quant_method")) == "mxfp4":
+        return 4
+    for group in dict(quantization.get("config_groups") or {}).values():
+        return int((group.get("weights") or {}).get("num_bits") or 8)
+    return 8
 
 
 def kv_bytes_per_token(checkpoint: Checkpoint, start: int, end: int, dtype: DtypeName) -> int:
@@ -69,10 +95,17 @@ def widest_span(sizes: WeightSizes, start: int, available_bytes: int) -> tuple[i
 
 
 def require_memory(
-    checkpoint: Checkpoint, start: int, end: int, dtype: DtypeName, *, kv_bytes: int, available_bytes: int
+    checkpoint: Checkpoint,
+    start: int,
+    end: int,
+    dtype: DtypeName,
+    *,
+    kv_bytes: int,
+    available_bytes: int,
+    expanded: bool = False,
 ) -> None:
     """Raise NotEnoughMemory, naming a span that fits, unless blocks `start` to `end` and their KV pool do."""
-    sizes = weight_sizes(checkpoint, dtype)
+    sizes = weight_sizes(checkpoint, dtype, expanded=expanded)
     needed = sizes.span(start, end) + kv_bytes
     if needed > available_bytes:
         fits = widest_span(sizes, start, available_bytes - kv_bytes)

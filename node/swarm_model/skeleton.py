@@ -7,6 +7,8 @@ Owns no weights. Called by loading.py.
 """
 
 import copy
+import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,14 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 import swarm_model.transformers_version  # noqa: F401  checks the release before the imports below rely on it
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import CheckpointBroken, ModelError, SpanOutsideModel, UnsupportedModel
+from swarm_model.prequantized import Plan, plan_of, quantizer_of
+from swarm_model.sizing import FLOATS
+from swarm_model.tensor_files import TensorInfo
 
+logger = logging.getLogger(__name__)
+
+NAMED: Final = 5  # tensors that a note names
+CPU: Final = torch.device("cpu")
 NO_MASKS: Final = "swarm_no_masks"  # transformers makes no attention masks for an implementation that it does not know
 PLAIN: Final = (str, int, float, bool, type(None))  # attributes of a block that the model's own forward may ask for
 
@@ -43,6 +52,7 @@ class Anatomy:
     edges: dict[str, Edges]  # module name -> where it is used, for all modules with weights outside the blocks
     block_tensors: tuple[tuple[str, ...], ...]  # checkpoint tensors of each block
     edge_tensors: dict[str, Edges]  # checkpoint tensors outside the blocks
+    plan: Plan | None  # of a quantized checkpoint
 
     def needs_module(self, name: str, start: int, end: int) -> bool:
         edges = self.edges[name]
@@ -89,14 +99,13 @@ def check_span(start: int, end: int, num_blocks: int) -> None:
         raise SpanOutsideModel((start, end), num_blocks)
 
 
-def study(checkpoint: Checkpoint) -> Anatomy:
-    """Find out how a checkpoint's model is put together. Reads no weights.
+def study(checkpoint: Checkpoint, device: torch.device = CPU) -> Anatomy:
+    """Find out how a checkpoint's model is put together; quantized ones, for a device. Reads no weights.
 
-    Raises UnsupportedModel, CheckpointBroken.
+    Raises UnsupportedModel, QuantizationUnavailable, CheckpointBroken.
     """
+    plan = plan_of(checkpoint, device)
     config, family = checkpoint.config, checkpoint.family
-    if getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedModel(family, "quantized checkpoints are not read yet")
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedModel(family, "transformers has no causal language model for it")
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
@@ -105,22 +114,39 @@ def study(checkpoint: Checkpoint) -> Anatomy:
     parameters = model.state_dict()
     blocks = _find_blocks(model, checkpoint.num_blocks, family)
     edges = _watch_edges(model, blocks, family)
-    rename = _renamer(model, parameters)
+    quantizer = None
+    if plan is not None:
+        model, quantizer, plan = _quantized(model_class, config, plan, device)
+        parameters = model.state_dict()
+    rename = _renamer(model, parameters, quantizer)
     block_tensors: list[list[str]] = [[] for _ in range(checkpoint.num_blocks)]
     edge_tensors: dict[str, Edges] = {}
+    modules = {name for name, _ in model.named_modules()}
+    strays = []
     for tensor in checkpoint.weight_map:
         target = rename(tensor)
-        if target not in parameters:
-            continue  # buffers that old releases saved, heads of other tasks
+        module = target.rpartition(".")[0]
+        if target in parameters:
+            _check_type(checkpoint.tensors[tensor], parameters[target], plan)
+        elif plan is None or module not in modules:
+            strays.append(tensor)  # buffers that old releases saved, heads of other tasks
+            continue
         if target.startswith(blocks + "."):
             block_tensors[int(target[len(blocks) + 1 :].split(".")[0])].append(tensor)
-        elif (module := target.rpartition(".")[0]) in edges:
+        elif module in edges:
             edge_tensors[tensor] = edges[module]
+    _tell_strays(strays, model)
     for number, names in enumerate(block_tensors):
         if not names:
             raise CheckpointBroken(str(checkpoint.directory), f"it holds no tensor of block {number}")
     return Anatomy(
-        model_class, blocks, checkpoint.num_blocks, edges, tuple(tuple(names) for names in block_tensors), edge_tensors
+        model_class,
+        blocks,
+        checkpoint.num_blocks,
+        edges,
+        tuple(tuple(names) for names in block_tensors),
+        edge_tensors,
+        plan,
     )
 
 
@@ -223,9 +249,35 @@ def attention_implementation(model: Any, name: str) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-def _renamer(model: Any, parameters: dict[str, torch.Tensor]) -> Callable[[str], str]:
-    """Give the library's own renaming from checkpoint tensors to parameters, fused ones included."""
-    conversions = get_model_conversion_mapping(model)
+def _check_type(tensor: TensorInfo, parameter: torch.Tensor, plan: Plan | None) -> None:
+    if plan is None and parameter.is_floating_point() and tensor.dtype not in FLOATS:
+        reason = f"{tensor.name} holds {tensor.dtype} where floats are expected; is quantization_config missing?"
+        raise CheckpointBroken(tensor.file, reason)
+
+
+def _tell_strays(strays: list[str], model: Any) -> None:
+    """Note the tensors that no module takes: transformers leaves them too, and warns unless the family expects them."""
+    expected = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    unknown = sorted(name for name in strays if not any(pattern.search(name) for pattern in expected))
+    if unknown:
+        logger.warning("%d tensors of the checkpoint fit no module and are left out: %s", len(unknown), unknown[:NAMED])
+
+
+def _quantized(model_class: Any, config: Any, plan: Plan, device: torch.device) -> tuple[Any, Any, Plan]:
+    """Build a model without weights as its quantizer changes it; give both, and the plan with what is left alone."""
+    quantizer = quantizer_of(plan, device)
+    with torch.device("meta"):
+        model = model_class(copy.deepcopy(config))
+        quantizer.preprocess_model(
+            model=model, dtype=torch.bfloat16, device_map={"": device}, checkpoint_files=None, use_kernels=False
+        )
+    skipped = getattr(quantizer, "modules_to_not_convert", None)
+    return model, quantizer, plan if skipped is None else plan.without(skipped)
+
+
+def _renamer(model: Any, parameters: dict[str, torch.Tensor], quantizer: Any) -> Callable[[str], str]:
+    """Give the library's own renaming from checkpoint tensors to parameters, fused and quantized ones included."""
+    conversions = get_model_conversion_mapping(model, None, quantizer)
     renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
     converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
     prefix = model.base_model_prefix

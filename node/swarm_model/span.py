@@ -37,6 +37,7 @@ from swarm_model.load_checks import LoadedSpan, check_masks, choose_driver, run_
 from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
 from swarm_model.pages import OutOfPages, PageAllocator, PageTable, SessionKey
 from swarm_model.prefixes import PrefixCache
+from swarm_model.prequantized import expands
 from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.sizing import DtypeName, require_memory
@@ -293,8 +294,16 @@ def load_span(
     """See Span.load."""
     check_span(start, end, checkpoint.num_blocks)
     dtype_name = DTYPE_NAMES[dtype]
-    require_memory(checkpoint, start, end, dtype_name, kv_bytes=kv_bytes, available_bytes=available_bytes(device))
-    anatomy = study(checkpoint)
+    require_memory(
+        checkpoint,
+        start,
+        end,
+        dtype_name,
+        kv_bytes=kv_bytes,
+        available_bytes=available_bytes(device),
+        expanded=expands(checkpoint, device),
+    )
+    anatomy = study(checkpoint, device)
     names = anatomy.tensors(start, end)
     require_disk(checkpoint, anatomy, start, end, free_bytes=shutil.disk_usage(checkpoint.directory).free)
     files = files_of(checkpoint, anatomy, start, end)
@@ -303,7 +312,7 @@ def load_span(
     read = _ByteProgress(
         "read", sum(checkpoint.tensors[name].end - checkpoint.tensors[name].start for name in names), on_progress
     )
-    model = load_model(checkpoint, anatomy, start, end, dtype=dtype, on_bytes=read.add)
+    model = load_model(checkpoint, anatomy, start, end, dtype=dtype, on_bytes=read.add, device=device)
     config = checkpoint.config.get_text_config()
     span = LoadedSpan(
         model=model,
@@ -345,7 +354,9 @@ def load_span(
         vocab_size=span.vocab_size,
         max_position=span.max_position,
         dtype=dtype_name,
-        numeric_class=f"{dtype_name}/{device.type}/{'packed' if packed else 'plain'}",
+        numeric_class="/".join(
+            [dtype_name, device.type, "packed" if packed else "plain"] + ([anatomy.plan.label] if anatomy.plan else [])
+        ),
         weight_bytes=weight_bytes(model),
         kv_bytes_per_token=bytes_per_token,
         page_size=page_size,

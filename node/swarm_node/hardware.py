@@ -28,8 +28,11 @@ def choose_device(setting: str) -> torch.device:
     return device
 
 
-def choose_dtype(setting: str, device: torch.device, checkpoint_dtype: str) -> torch.dtype:
-    """Return the number format: as asked, else that of the checkpoint where the device computes it well."""
+def choose_dtype(setting: str, device: torch.device, checkpoint_dtype: str, *, packed: bool = False) -> torch.dtype:
+    """Return the number format: as asked, else that of the checkpoint where the device computes it well.
+
+    Weights that stay `packed`, as a quantized checkpoint has them, are computed in the format that they were made for.
+    """
     if setting != "auto":
         dtype: torch.dtype = getattr(torch, setting)
         return dtype
@@ -37,7 +40,7 @@ def choose_dtype(setting: str, device: torch.device, checkpoint_dtype: str) -> t
         return torch.float16 if checkpoint_dtype == "float16" else torch.bfloat16
     half = checkpoint_dtype in ("bfloat16", "float16")
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if half and fast else torch.float32
+    return torch.bfloat16 if half and (fast or packed) else torch.float32
 
 
 def choose_threads(setting: int, *, other_nodes: int) -> int:

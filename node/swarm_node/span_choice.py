@@ -41,6 +41,7 @@ class Hardware:
     dtype: torch.dtype
     threads: int
     free_memory_bytes: int
+    expands: bool  # a quantized checkpoint, to its full size
 
     @property
     def dtype_name(self) -> DtypeName:
@@ -50,21 +51,32 @@ class Hardware:
 def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | None) -> Hardware:
     """Resolve device, number format and threads, and see that a given span fits; imports torch: call it in a thread.
 
-    Raises BadSetting, NotEnoughMemory.
+    Raises BadSetting, NotEnoughMemory, QuantizationUnavailable.
     """
     from swarm_model.devices import available_bytes
+    from swarm_model.prequantized import plan_of
     from swarm_node import hardware
 
     device = hardware.choose_device(settings.device)
+    plan = plan_of(checkpoint, device)
+    stored = str(checkpoint.raw_config.get("dtype") or "bfloat16")
     found = Hardware(
         device,
-        hardware.choose_dtype(settings.dtype, device, str(checkpoint.raw_config.get("dtype") or "bfloat16")),
+        hardware.choose_dtype(settings.dtype, device, stored, packed=plan is not None and not plan.expanded),
         hardware.choose_threads(settings.threads, other_nodes=len(running(default_base()))),
         hardware.free_memory_bytes(device),
+        plan is not None and plan.expanded,
     )
     if span is not None:
         available = available_bytes(device)
-        require_memory(checkpoint, *span, found.dtype_name, kv_bytes=settings.kv_memory, available_bytes=available)
+        require_memory(
+            checkpoint,
+            *span,
+            found.dtype_name,
+            kv_bytes=settings.kv_memory,
+            available_bytes=available,
+            expanded=found.expands,
+        )
     return found
 
 
@@ -82,7 +94,7 @@ def automatic_span(
     settings: Settings, checkpoint: Checkpoint, hardware: Hardware, records: Sequence[Record], rng: Random
 ) -> tuple[int, int]:
     """Choose as many blocks as fit beside the KV, where the swarm needs them most. Raises NothingToServe."""
-    sizes = weight_sizes(checkpoint, hardware.dtype_name)
+    sizes = weight_sizes(checkpoint, hardware.dtype_name, expanded=hardware.expands)
     room = hardware.free_memory_bytes - settings.kv_memory - sizes.first_edge - sizes.last_edge
     blocks = max(sizes.blocks)
     if room < blocks:

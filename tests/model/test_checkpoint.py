@@ -112,12 +112,6 @@ def test_code_in_a_checkpoint_is_never_run(folder: Path) -> None:
         load(folder)
 
 
-def test_a_quantized_checkpoint_is_refused(folder: Path) -> None:
-    change_config(folder, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(UnsupportedModel, match="quantized"):
-        load(folder)
-
-
 def test_pickled_weights_are_refused(folder: Path) -> None:
     for file in [*folder.glob("*.safetensors"), folder / INDEX_FILE]:
         file.unlink()
