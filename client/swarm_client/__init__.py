@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from swarm_client.blocking import RemoteModel as RemoteModel
+    from swarm_client.drafts import Draft as Draft
+    from swarm_client.drafts import Drafter as Drafter
     from swarm_client.errors import ClientError as ClientError
     from swarm_client.model import AsyncRemoteModel as AsyncRemoteModel
     from swarm_client.results import Generation as Generation
@@ -20,11 +22,13 @@ _HOMES = {
     "RemoteModel": "swarm_client.blocking",
     "AsyncRemoteModel": "swarm_client.model",
     "ClientError": "swarm_client.errors",
+    "Draft": "swarm_client.drafts",
+    "Drafter": "swarm_client.drafts",
     "Generation": "swarm_client.results",
     "Token": "swarm_client.results",
 }
 
-__all__ = ["AsyncRemoteModel", "ClientError", "Generation", "RemoteModel", "Token"]
+__all__ = ["AsyncRemoteModel", "ClientError", "Draft", "Drafter", "Generation", "RemoteModel", "Token"]
 
 
 def __getattr__(name: str) -> object:

@@ -50,5 +50,10 @@ class Continuation:
         return token
 
     @property
+    def room(self) -> int:
+        """How many tokens may still come."""
+        return self._max_new_tokens - len(self.tokens)
+
+    @property
     def text(self) -> str:
         return "".join(token.text for token in self.tokens)

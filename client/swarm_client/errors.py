@@ -9,6 +9,9 @@
     ├── NoChatTemplate          chat messages given, but the model comes without a template
     ├── BadChat                 messages that the model's template refuses
     ├── BadModelDirectory       a local directory that is not a model
+    ├── BadDraft                a draft model that cannot be loaded
+    ├── ForeignDraft            a draft model with another vocabulary
+    ├── DraftNeedsTorch         a draft model where torch is not installed
     ├── NoBootstrap             no node named to ask
     ├── ModelClosed             used after its end
     ├── NotOffered              the nodes of no route can do what was asked
@@ -157,6 +160,47 @@ class BadModelDirectory(ClientError):
 
     def remedy(self) -> str:
         return "give a directory with config.json and tokenizer.json, or the name or revision of a model in the swarm"
+
+
+@dataclass(eq=False)
+class BadDraft(ClientError):
+    """A draft model that cannot be loaded."""
+
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the draft model {self.source} cannot be used: {self.reason}"
+
+    def remedy(self) -> str:
+        return "give the directory of a small model (config.json, safetensors), or --draft ngram, which needs none"
+
+
+@dataclass(eq=False)
+class ForeignDraft(ClientError):
+    """A draft model whose tokens are not the model's."""
+
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the draft model {self.source} speaks of other tokens: {self.reason}"
+
+    def remedy(self) -> str:
+        return "give a small model of the same family, with the same tokenizer, or --draft ngram"
+
+
+@dataclass(eq=False)
+class DraftNeedsTorch(ClientError):
+    """A draft model runs here, and what it takes is not installed."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"a draft model needs torch and transformers here: {self.reason}"
+
+    def remedy(self) -> str:
+        return "pip install 'swarm-inference[node]', or use --draft ngram, which needs neither"
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ handler of the result before it, so that no task has to wake up between a token'
 holds a fast route back when the caller reads slowly: what piles up is bounded by the tokens that were asked for.
 
     open()      dial both ends, send Open, wait for Opened
-    feed(ids)   send a step; its answer goes to `on_answer`, which returns the next token to feed, or None at the end
+    feed(ids)   send a step; its answer goes to `on_answer`, which feeds the next one or closes the session
     progress()  wait until an answer came, or raise what ended the session
     close()     tell the hops, give the links back; at once, also after an error
 
@@ -28,7 +28,7 @@ from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
 from swarm_net.routing import Route
 from swarm_net.session_errors import HopLost, HopSilent, HopUnreachable, SessionError, from_failure
 
-OnAnswer = Callable[[Answer, int], int | None]  # with the way back in microseconds
+OnAnswer = Callable[[Answer, int], None]  # with the way back in microseconds
 
 
 class LiveSession:
@@ -137,15 +137,17 @@ class LiveSession:
 
     # -- steps
 
-    def feed(self, token_ids: Sequence[int]) -> None:
-        """Send a step for these tokens; an error comes out of `progress`."""
+    def feed(self, token_ids: Sequence[int], drafts: Sequence[int] = ()) -> None:
+        """Send a step for these tokens, and guesses behind them; an error comes out of `progress`."""
+        if self._closed or self._error is not None:
+            return  # somebody thought about guesses for so long
         link = self._first
         assert link is not None
         sent_ns = self._clock.wall_ns() + link.clock_offset_ns
         waited_from_s = self._waited_from_s
-        self._expect_within(result_deadline_s(self.route.hops, len(token_ids), self._patience))
+        self._expect_within(result_deadline_s(self.route.hops, len(token_ids) + len(drafts), self._patience))
         try:
-            link.send(*self._session.step(token_ids, sent_ns))
+            link.send(*self._session.step(token_ids, sent_ns, drafts))
         except NetError as error:
             self._fail(_not_sent(link, error))
         if len(token_ids) == 1:
@@ -217,11 +219,8 @@ class LiveSession:
         # The clocks' offset is known to a fraction of a round trip: a short way may seem to take less than nothing.
         way_ns = self._clock.wall_ns() + offset_ns - answer.sent_ns if answer.sent_ns else 0
         return_wire_us = max(0, way_ns // 1000)
-        following = self._on_answer(answer, return_wire_us)
-        if following is None:
-            self._due_s = None
-        else:
-            self.feed((following,))
+        self._due_s = None  # until the next step
+        self._on_answer(answer, return_wire_us)
         self._wake()
 
     # -- deadlines

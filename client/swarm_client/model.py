@@ -15,6 +15,9 @@ from swarm_client.continuation import Continuation
 from swarm_client.deadlines import Patience
 from swarm_client.detokenizer import NoText
 from swarm_client.dispatch import Dispatcher
+from swarm_client.draft_checkpoint import DraftCheckpoint
+from swarm_client.drafting import Drafting
+from swarm_client.drafts import Drafter
 from swarm_client.errors import (
     EmptyPrompt,
     ModelClosed,
@@ -27,7 +30,8 @@ from swarm_client.errors import (
 )
 from swarm_client.local_model import local_directory, revision_of
 from swarm_client.model_files import ModelFiles, default_cache_dir, load_model_files
-from swarm_client.parameters import Arguments, Asked, resolve
+from swarm_client.ngram import NGramDrafter
+from swarm_client.parameters import Arguments, Asked, Parameters, resolve
 from swarm_client.prompts import IdsPrompt, OnePrompt, Prompt, Prompts, TextPrompt, read_prompt, read_prompts
 from swarm_client.results import Generation
 from swarm_client.token_stream import TokenStream
@@ -46,6 +50,7 @@ class AsyncRemoteModel:
     def __init__(self, connection: Connection, files: ModelFiles) -> None:
         self._connection = connection
         self._files = files
+        self._draft_models: dict[str, DraftCheckpoint] = {}
 
     @classmethod
     @asynccontextmanager
@@ -105,6 +110,8 @@ class AsyncRemoteModel:
                 yield remote
             finally:
                 connection.is_closed = True
+                for draft_model in remote._draft_models.values():
+                    draft_model.close()
 
     @property
     def model(self) -> ModelId:
@@ -177,7 +184,22 @@ class AsyncRemoteModel:
             stop=parameters.stop,
             detokenizer=tokenizer.detokenizer() if tokenizer is not None else NoText(),
         )
-        return TokenStream(self._connection, continuation, parameters)
+        drafter = self._drafter(parameters)
+        drafting = Drafting(drafter, manifest.vocab_size) if drafter is not None else None
+        return TokenStream(self._connection, continuation, parameters, drafting)
+
+    def _drafter(self, parameters: Parameters) -> Drafter | None:
+        """Return who guesses in one generation."""
+        draft = parameters.draft
+        if draft == "ngram":
+            return NGramDrafter()
+        if not isinstance(draft, str):
+            return draft
+        model = self._draft_models.get(draft)
+        if model is None:
+            vocab_size, tokenizer = self._connection.manifest.vocab_size, self._files.tokenizer
+            model = self._draft_models[draft] = DraftCheckpoint(draft, vocab_size=vocab_size, tokenizer=tokenizer)
+        return model.drafter(parameters.sampling)
 
     def _ids(self, prompt: OnePrompt) -> Sequence[int]:
         if isinstance(prompt, IdsPrompt):

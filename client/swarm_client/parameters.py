@@ -11,9 +11,11 @@ whoever serves them. Several prompts with one given seed all use it; without one
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict, TypeVar, get_args
 
 from swarm_client.codec_choice import CodecChoice
+from swarm_client.drafts import Drafter
 from swarm_client.errors import InvalidParameter
 from swarm_client.generation_config import SamplingDefaults
 from swarm_net.messages import SamplingSpec
@@ -43,6 +45,7 @@ class Arguments(TypedDict, total=False):
     seed: int | None
     logprobs: bool | int  # True: of the tokens; a number: of so many of the likeliest besides
     codec: CodecChoice | None  # of activations between nodes: "raw" (nothing is lost), "int8" or "auto"
+    draft: str | Path | Drafter | None  # who guesses ahead: "ngram", a small model's directory or id, or one's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Asked:
     seed: int | None = None
     logprobs: bool | int = False
     codec: CodecChoice | None = None
+    draft: str | Path | Drafter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class Parameters:
     seed: int | None
     sampling: SamplingSpec
     codec: CodecChoice
+    draft: str | Drafter | None = None  # "ngram", or a checkpoint's directory or id
 
 
 def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], bytes]) -> Parameters:
@@ -125,7 +130,16 @@ def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], b
             top_logprobs=top_logprobs,
         ),
         codec=codec,
+        draft=_read_draft(asked.draft),
     )
+
+
+def _read_draft(draft: str | Path | Drafter | None) -> str | Drafter | None:
+    if draft is None or isinstance(draft, Drafter):
+        return draft
+    if not isinstance(draft, str | Path) or not str(draft):
+        raise InvalidParameter("draft", draft, '"ngram", "none", the directory of a small model, or a Drafter')
+    return None if draft == "none" else str(draft)
 
 
 def _read_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:

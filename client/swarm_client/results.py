@@ -76,6 +76,15 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafted:
+    """How many steps carried guesses, how many guesses, and how many of those were right."""
+
+    steps: int
+    sent: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """A finished generation; `token_ids` are the new ones, an end-of-sequence id among them."""
 
@@ -92,3 +101,4 @@ class Generation:
     timings: Timings
     logprobs: list[float] | None = None
     top_logprobs: list[tuple[TopLogprob, ...]] | None = None
+    drafts: Drafted | None = None  # where drafts were asked for

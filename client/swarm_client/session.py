@@ -1,30 +1,37 @@
 """One session's conversation with its route, as values: which step is next, which result answers it; pure.
 
-Owns frame numbers, positions and the check of what the last hop answers. It sends nothing and keeps no time:
-`live_session.py` does. A session is never repaired: after a failure a new one, with a new id, takes all ids known by
-then, and since tokens are drawn by seed and position, it continues as the old one would have.
+Owns frame numbers, positions, the ids of guesses, and the check of what the last hop answers. It sends nothing and
+keeps no time: `live_session.py` does. A session is never repaired: after a failure a new one, with a new id, takes all
+ids known by then, and since tokens are drawn by seed and position, it continues as the old one would have.
 """
 
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from sys import byteorder
 
 from swarm_client.errors import BadResult
 from swarm_client.results import TopLogprob
-from swarm_net.messages import Result, Step, Trail
+from swarm_net.messages import Candidate, Result, Step, Trail
 
 _LOGPROB_SLACK = 1e-3  # a log-probability is at most 0, up to rounding
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A checked result."""
+class Drawn:
+    """One token that the last hop drew."""
 
     token: int
     logprob: float | None
     top_logprobs: tuple[TopLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A checked result: as many tokens as guesses were right, and one more."""
+
+    drawn: tuple[Drawn, ...]
     trail: Trail  # empty unless every hop has added to it
     sent_ns: int
 
@@ -45,29 +52,48 @@ class Session:
         self._logprobs = logprobs
         self._top_logprobs = top_logprobs
         self._frame = 0
-        self._tail = 0  # tokens that the hops have, once they have run everything that was sent
+        self._tail = 0  # tokens that the hops have and that are right, once they have run what was sent
+        self._candidates: tuple[Candidate, ...] = ()  # of the step that waits
+        self._newest_candidate = 0
+        self._tip = 0  # the last one that was right
         self._is_waiting = False
 
     def start_at(self, position: int) -> None:
         """Begin behind what all hops have cached of the prompt."""
         self._tail = position
 
-    def step(self, token_ids: Sequence[int], sent_ns: int) -> tuple[Step, bytes]:
-        """Return the step, and its body, that feeds these tokens and asks for the next one."""
-        position, count = self._tail, len(token_ids)
+    def step(self, token_ids: Sequence[int], sent_ns: int, drafts: Sequence[int] = ()) -> tuple[Step, bytes]:
+        """Return the step, and its body, that feeds these tokens, guesses behind them, and asks for the next one.
+
+        Guesses stand behind a single token.
+        """
+        position, count = self._tail, len(token_ids) + len(drafts)
         self._frame += 1
-        self._tail += count
+        self._tail += len(token_ids)
         self._is_waiting = True
+        self._candidates = self._chain(drafts)
         step = Step(
             session=self.id,
             frame=self._frame,
             position=position,
             count=count,
-            kind="decode" if position and count == 1 else "prefill",
+            kind="verify" if drafts else "decode" if position and count == 1 else "prefill",
             sample=True,
+            tip=self._tip if drafts else 0,
+            candidates=self._candidates,
             sent_ns=sent_ns,
         )
-        return step, _body(token_ids)
+        return step, _body([*token_ids, *drafts] if drafts else token_ids)
+
+    def _chain(self, drafts: Sequence[int]) -> tuple[Candidate, ...]:
+        """Give guesses ids that the session has never used."""
+        parents = [self._tip, *range(self._newest_candidate + 1, self._newest_candidate + len(drafts))]
+        first = self._newest_candidate + 1
+        self._newest_candidate += len(drafts)
+        return tuple(
+            Candidate(first + place, parent, token, self._tail + place)
+            for place, (parent, token) in enumerate(zip(parents, drafts, strict=False))
+        )
 
     def accept(self, result: Result) -> Answer | None:
         """Return what a result says, None if it answers nothing that waits. Raises BadResult."""
@@ -75,21 +101,35 @@ class Session:
             return None
         if result.position != self._tail:
             raise self._nonsense(f"a token for position {result.position}, asked was {self._tail}")
-        if len(result.tokens) != 1:
-            raise self._nonsense(f"{len(result.tokens)} tokens for one step")
-        token = result.tokens[0]
+        if not 1 <= len(result.tokens) <= len(self._candidates) + 1:
+            raise self._nonsense(f"{len(result.tokens)} tokens for a step with {len(self._candidates)} guesses")
+        right = self._candidates[: len(result.tokens) - 1]
+        if result.accepted != tuple(guess.id for guess in right) or any(
+            guess.token != token for guess, token in zip(right, result.tokens, strict=False)
+        ):
+            raise self._nonsense("guesses accepted that are not the tokens drawn")
+        drawn = tuple(self._read(result, place) for place in range(len(result.tokens)))
+        self._tail += len(right)
+        self._tip = right[-1].id if right else self._tip
+        self._is_waiting = False
+        return Answer(drawn, result.trail if len(result.trail) == self._hops else (), result.sent_ns)
+
+    def _read(self, result: Result, place: int) -> Drawn:
+        """Check one token of a result."""
+        token = result.tokens[place]
         if token >= self._vocabulary:
             raise self._nonsense(f"token id {token} outside a vocabulary of {self._vocabulary}")
         logprob = None
         if self._logprobs:
-            if len(result.logprobs) != 1 or not isfinite(result.logprobs[0]) or result.logprobs[0] > _LOGPROB_SLACK:
+            logprob = result.logprobs[place] if place < len(result.logprobs) else nan
+            if not isfinite(logprob) or logprob > _LOGPROB_SLACK:
                 raise self._nonsense("no log-probability, or one that is none")
-            logprob = min(result.logprobs[0], 0.0)
+            logprob = min(logprob, 0.0)
         top: tuple[TopLogprob, ...] = ()
-        if self._top_logprobs and result.top_logprobs:
-            top = tuple(TopLogprob(item.token, item.logprob) for item in result.top_logprobs[0][: self._top_logprobs])
-        self._is_waiting = False
-        return Answer(token, logprob, top, result.trail if len(result.trail) == self._hops else (), result.sent_ns)
+        if self._top_logprobs and place < len(result.top_logprobs):
+            items = result.top_logprobs[place][: self._top_logprobs]
+            top = tuple(TopLogprob(item.token, item.logprob) for item in items)
+        return Drawn(token, logprob, top)
 
     def _nonsense(self, reason: str) -> BadResult:
         return BadResult(peer=self._last_peer, reason=reason)

@@ -22,6 +22,8 @@ def generation_json(generation: Generation) -> dict[str, Any]:
         del values["logprobs"]
     if values["top_logprobs"] is None:
         del values["top_logprobs"]
+    if values["drafts"] is None:
+        del values["drafts"]
     return values
 
 
@@ -32,6 +34,8 @@ def summary_line(generation: Generation) -> str:
     parts = [f"{usage.prompt_tokens}{cached} + {usage.completion_tokens} tokens"]
     if timings.tokens_per_s is not None:
         parts.append(f"{timings.tokens_per_s:.1f} tokens/s")
+    if (drafts := generation.drafts) is not None and drafts.sent:
+        parts.append(f"{drafts.accepted} of {drafts.sent} drafts right")
     parts.append(f"first after {timings.time_to_first_token_s:.2f} s")
     parts.append(f"{len(generation.route)} hop{'s' if len(generation.route) > 1 else ''}")
     if generation.seed is not None:

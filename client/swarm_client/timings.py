@@ -23,14 +23,16 @@ class StepTimes:
         self._decodes.clear()
         self._prefills.clear()
 
-    def add(self, now_s: float, trail: Trail, return_wire_us: int, *, is_prefill: bool) -> None:
-        """Count a token; an empty trail says nothing about hops."""
+    def add(self, now_s: float, trail: Trail, return_wire_us: int, *, is_prefill: bool, tokens: int = 1) -> float:
+        """Count a step's tokens; an empty trail says nothing about hops. Returns the time since the step before."""
+        took_s = now_s - self._last_s
         if self._first_s is None:
             self._first_s = now_s
         self._last_s = now_s
-        self._tokens += 1
+        self._tokens += tokens
         if trail:
             (self._prefills if is_prefill else self._decodes).append((trail, return_wire_us))
+        return took_s
 
     def summary(self, peers: Sequence[str]) -> Timings:
         """Return the medians over decode steps; over the prefill where there were no others."""

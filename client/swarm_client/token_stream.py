@@ -16,6 +16,7 @@ from typing import Self
 from swarm_client.codec_choice import Codec, choose_codec
 from swarm_client.connection import Connection, Needs
 from swarm_client.continuation import Continuation
+from swarm_client.drafting import Drafting
 from swarm_client.errors import BadResult, ModelClosed, code
 from swarm_client.failover import MAX_ATTEMPTS, MAX_RETRY_WAIT_S, judge, wait_before_retry_s
 from swarm_client.live_session import LiveSession
@@ -37,9 +38,11 @@ class TokenStream:
     `generation` is the whole once the last token was taken; None before.
     """
 
-    def __init__(self, connection: Connection, continuation: Continuation, parameters: Parameters) -> None:
+    def __init__(
+        self, connection: Connection, continuation: Continuation, parameters: Parameters, drafting: Drafting | None
+    ) -> None:
         # The run does not know the stream: a stream that nobody holds any more is collected, and its session ends.
-        self._run = _Run(connection, continuation, parameters)
+        self._run = _Run(connection, continuation, parameters, drafting)
         self._tokens = self._run.tokens()
 
     def __aiter__(self) -> Self:
@@ -68,8 +71,11 @@ class TokenStream:
 class _Run:
     """What a generation knows while it goes on."""
 
-    def __init__(self, connection: Connection, continuation: Continuation, parameters: Parameters) -> None:
+    def __init__(
+        self, connection: Connection, continuation: Continuation, parameters: Parameters, drafting: Drafting | None
+    ) -> None:
         self.generation: Generation | None = None
+        self._drafting = drafting
         self._connection = connection
         self._continuation = continuation
         self._parameters = parameters
@@ -86,29 +92,36 @@ class _Run:
 
     async def tokens(self) -> AsyncGenerator[Token, None]:
         """Yield the tokens; once."""
-        self._times = StepTimes(self._connection.clock.monotonic())
-        shown, failures = 0, 0
-        route = await self._connection.choose_first(self._needs)
-        while True:
-            session = self._session = self._new_session(route)
-            before = len(self._continuation.tokens)
-            failure: SessionError | BadResult | None = None
-            try:
-                await self._open(session)
-                while True:
-                    while shown < len(self._continuation.tokens):
-                        shown += 1
-                        yield self._continuation.tokens[shown - 1]
-                    if self._continuation.finish_reason is not None:
-                        return
-                    await session.progress()
-            except (SessionError, BadResult) as error:
-                failure = error
-            finally:
-                session.close("failed" if failure else "cancelled")
-            assert failure is not None
-            failures = 1 if len(self._continuation.tokens) > before else failures + 1
-            route = await self._another_route(failure, route, failures, session.retry_after_s)
+        drafting = self._drafting
+        try:
+            if drafting is not None:
+                await drafting.prepare()
+            self._times = StepTimes(self._connection.clock.monotonic())
+            shown, failures = 0, 0
+            route = await self._connection.choose_first(self._needs)
+            while True:
+                session = self._session = self._new_session(route)
+                before = len(self._continuation.tokens)
+                failure: SessionError | BadResult | None = None
+                try:
+                    await self._open(session)
+                    while True:
+                        while shown < len(self._continuation.tokens):
+                            shown += 1
+                            yield self._continuation.tokens[shown - 1]
+                        if self._continuation.finish_reason is not None:
+                            return
+                        await session.progress()
+                except (SessionError, BadResult) as error:
+                    failure = error
+                finally:
+                    session.close("failed" if failure else "cancelled")
+                assert failure is not None
+                failures = 1 if len(self._continuation.tokens) > before else failures + 1
+                route = await self._another_route(failure, route, failures, session.retry_after_s)
+        finally:
+            if drafting is not None:
+                drafting.close()
 
     # -- one session
 
@@ -151,20 +164,34 @@ class _Run:
             self._cached_tokens = session.cached_tokens
         self._is_prefill = True
         self._times.start_route()
+        if self._drafting is not None:
+            self._drafting.start_route()
         session.feed(known[session.cached_tokens :])
 
-    def _on_answer(self, answer: Answer, return_wire_us: int) -> int | None:
-        """Take the next token, from within its arrival; return it to be fed, or None at the end."""
-        now_s = self._connection.clock.monotonic()
-        self._times.add(now_s, answer.trail, return_wire_us, is_prefill=self._is_prefill)
+    def _on_answer(self, answer: Answer, return_wire_us: int) -> None:
+        """Take the next tokens, from within their arrival, and go on or end."""
+        session, continuation = self._session, self._continuation
+        assert session is not None
+        before = len(continuation.tokens)
+        for drawn in answer.drawn:
+            continuation.push(drawn.token, drawn.logprob, drawn.top_logprobs)
+            if continuation.finish_reason is not None:
+                break
+        now_s, tokens = self._connection.clock.monotonic(), len(continuation.tokens) - before
+        took_s = self._times.add(now_s, answer.trail, return_wire_us, is_prefill=self._is_prefill, tokens=tokens)
+        if self._drafting is not None and not self._is_prefill:
+            self._drafting.learn([drawn.token for drawn in answer.drawn], len(answer.drawn) - 1, took_s)
         self._is_prefill = False
-        token = self._continuation.push(answer.token, answer.logprob, answer.top_logprobs)
-        if token.finish_reason is None:
-            return token.id
-        assert self._session is not None
-        self._session.close("done")
-        self.generation = self._finished(self._session.route)
-        return None
+        if continuation.finish_reason is not None:
+            session.close("done")
+            self.generation = self._finished(session.route)
+        elif self._drafting is None or not _can_rewind(session.route):
+            session.feed(continuation.known_ids[-1:])
+        else:
+            last = continuation.known_ids[-1:]
+            self._drafting.guess(
+                continuation.known_ids, continuation.room - 1, lambda drafts: session.feed(last, drafts)
+            )
 
     # -- the next route
 
@@ -251,4 +278,10 @@ class _Run:
             timings=self._times.summary(route.peers),
             logprobs=[token.logprob or 0.0 for token in tokens] if sampling.logprobs else None,
             top_logprobs=[token.top_logprobs for token in tokens] if sampling.top_logprobs else None,
+            drafts=self._drafting.counts if self._drafting is not None else None,
         )
+
+
+def _can_rewind(route: Route) -> bool:
+    """Whether every hop can forget a guess that was wrong."""
+    return all(hop.record.rewind == "any" for hop in route.hops)

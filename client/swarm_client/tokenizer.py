@@ -33,6 +33,10 @@ class Tokenizer:
         """How many ids there are, added ones among them."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
+    def has_vocabulary_of(self, other: "Tokenizer") -> bool:
+        """Tell whether both mean the same by each id."""
+        return bool(self._tokenizer.get_vocab() == other._tokenizer.get_vocab())
+
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """Return the ids of a text; `special_tokens` adds those that the model wants around every text."""
         return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)

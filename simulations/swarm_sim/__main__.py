@@ -46,6 +46,7 @@ def run(
     crash_rate: Annotated[float, typer.Option(help="Crashes of each node in an hour.")] = 0.0,
     blocks: Annotated[int, typer.Option(help="Blocks of the model.")] = 24,
     duration: Annotated[float, typer.Option(help="Virtual seconds in which the sessions begin.")] = 60.0,
+    drafts: Annotated[float, typer.Option(help="Clients guess ahead; so large a share of guesses is right.")] = 0.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same run, to the trace hash.")] = 1,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every event there: where two runs differ, so do these.")
@@ -68,6 +69,7 @@ def run(
             blocks=blocks,
             duration_s=duration,
             seed=seed,
+            right_share=drafts,
         )
         if not run_command(scenario, trace_file=trace, as_json=as_json):
             raise typer.Exit(1)

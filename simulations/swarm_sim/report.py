@@ -23,6 +23,7 @@ class SessionLog:
     prompt_tokens: int
     token_times_s: list[float] = field(default_factory=list)
     retries: int = 0
+    guesses_right: int = 0
     failure: str | None = None  # an error's code
     first_wrong_token: int | None = None  # where the answer left the model's own
 
@@ -45,6 +46,7 @@ class Report:
     crashes: int
     left_over: int  # sessions that nodes still kept when all had ended
     tokens: int
+    guesses_right: int  # tokens that clients guessed, of sessions that finished
     virtual_s: float
     tokens_per_s: float
     first_token_ms: dict[str, float] | None  # p50, p95
@@ -96,6 +98,8 @@ def report_view(report: Report) -> Group:
     table.add_row("sessions", f"{report.finished} of {report.sessions} finished, {report.retries} changes of route")
     table.add_row("failed", failed)
     table.add_row("tokens", f"{report.tokens:,}{'' if report.wrong else ', each as the model computes it'}")
+    if report.guesses_right:
+        table.add_row("guessed", f"{report.guesses_right:,} of them")
     table.add_row("throughput", f"{report.tokens_per_s:,.1f} tokens/s")
     table.add_row("time to first token", _times(report.first_token_ms))
     table.add_row("between tokens", _times(report.token_ms))

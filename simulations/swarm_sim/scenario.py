@@ -6,7 +6,7 @@ in one does not shift the others. `simulation.py` plays what is drawn here.
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from swarm_sim.digest_executor import Speed
 from swarm_sim.digest_model import VOCABULARY
@@ -14,6 +14,7 @@ from swarm_sim.errors import BadOption
 from swarm_sim.network import Place
 from swarm_sim.regions import Regions
 from swarm_sim.simulated_client import Errand
+from swarm_sim.simulated_drafter import SimulatedDrafter
 from swarm_sim.simulated_node import Crash, Machine
 
 CRASHES_GO_ON_S = 3600.0  # behind the last session's begin
@@ -31,6 +32,7 @@ class Scenario:
     blocks: int = 24
     duration_s: float = 60.0  # in which the sessions begin; the run ends with the last of them
     seed: int = 1
+    right_share: float = 0.0  # of clients' guesses; 0: they make none
 
     def __post_init__(self) -> None:
         for option, value, least, most in (
@@ -39,6 +41,7 @@ class Scenario:
             ("--blocks", self.blocks, 1, 1024),
             ("--crash-rate", self.crashes_per_node_hour, 0, 3600),
             ("--duration", self.duration_s, 0, 1e6),
+            ("--drafts", self.right_share, 0, 1),
         ):
             if not least <= value <= most:
                 raise BadOption(option, f"{value:g} is not between {least:g} and {most:g}")
@@ -74,15 +77,23 @@ class Scenario:
 
     def errands(self) -> list[Errand]:
         """Draw the sessions: short and long prompts, short and long answers."""
-        rng = self.rng("errands")
-        return [
+        rng, seeds = self.rng("errands"), self.rng("seeds")
+        errands = [
             Errand(
                 arrival_s=rng.uniform(0, self.duration_s),
                 prompt=[rng.randrange(VOCABULARY) for _ in range(_log_uniform(rng, 8, 512))],
                 tokens=_log_uniform(rng, 8, 128),
+                seed=seeds.choice((None, seeds.getrandbits(32))),
             )
             for _ in range(self.sessions)
         ]
+        if not self.right_share:
+            return errands
+        return [replace(errand, drafter=self._drafter(number, errand)) for number, errand in enumerate(errands)]
+
+    def _drafter(self, number: int, errand: Errand) -> SimulatedDrafter:
+        rng = self.rng(f"guesses {number}")
+        return SimulatedDrafter(errand.prompt, self.blocks, errand.seed, right_share=self.right_share, rng=rng)
 
     def client_place(self, client: int) -> Place:
         """Draw where a client is."""

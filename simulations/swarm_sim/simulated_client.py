@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Self
 
+from swarm_client.drafts import Drafter
 from swarm_client.errors import ClientError, code
 from swarm_client.model import AsyncRemoteModel
 from swarm_client.world import World
@@ -28,11 +29,13 @@ SESSION_TIMEOUT_S = 1200.0  # longer than any of its own deadlines: a session th
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """One session: when it begins, what is asked, how many tokens are wanted."""
+    """One session: when it begins, what is asked, how many tokens are wanted, how they are drawn and guessed."""
 
     arrival_s: float
     prompt: list[int]
     tokens: int
+    seed: int | None = None  # None: greedy
+    drafter: Drafter | None = None
 
 
 class SimulatedClient:
@@ -74,8 +77,14 @@ class SimulatedClient:
 
     async def _generate(self, errand: Errand, log: SessionLog) -> None:
         loop = running_loop()
-        right = islice(continuation(errand.prompt, self._universe.manifest.num_blocks), errand.tokens)
-        async with self._model.stream(errand.prompt, max_new_tokens=errand.tokens, temperature=0.0) as stream:
+        right = islice(continuation(errand.prompt, self._universe.manifest.num_blocks, errand.seed), errand.tokens)
+        async with self._model.stream(
+            errand.prompt,
+            max_new_tokens=errand.tokens,
+            temperature=0.0 if errand.seed is None else 1.0,
+            seed=errand.seed,
+            draft=errand.drafter,
+        ) as stream:
             async for token in stream:
                 loop.trace.note(loop.time(), "token", token.id)
                 if token.id != next(right) and log.first_wrong_token is None:
@@ -83,5 +92,7 @@ class SimulatedClient:
                 log.token_times_s.append(loop.time())
             assert stream.generation is not None
             log.retries = len(stream.generation.retries)
+            if stream.generation.drafts is not None:
+                log.guesses_right = stream.generation.drafts.accepted
         if len(log.token_times_s) != errand.tokens and log.first_wrong_token is None:
             log.first_wrong_token = len(log.token_times_s)

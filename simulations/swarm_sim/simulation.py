@@ -169,6 +169,7 @@ class _Swarm:
             crashes=sum(node.crashes for node in self._nodes),
             left_over=self._left_over,
             tokens=tokens,
+            guesses_right=sum(log.guesses_right for log in logs),
             virtual_s=virtual_s,
             tokens_per_s=tokens / virtual_s if virtual_s else 0.0,
             first_token_ms=first_token_ms(logs),

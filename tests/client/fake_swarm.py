@@ -123,7 +123,8 @@ class Script:
     eos_after: int | None = None
     step_s: float = 0.0
     duplicate: bool = False  # every result comes twice, and a stale one before it
-    tokens: Sequence[int] | None = None  # what is said instead of next_token
+    tokens: Sequence[int] | None = None  # what is said instead of next_token, by steps
+    says: Callable[[Sequence[int], int, int], int] = next_token
     limits: FrameLimits = DEFAULT_LIMITS  # of the frames that it takes
 
 
@@ -284,20 +285,26 @@ class FakeNode:
         if link is None or not message.sample:
             return
         sampling, script = session.open.sampling, self.script
-        token = next_token(session.ids, sampling.seed, self.model.vocabulary)
-        if script.tokens is not None:
-            token = script.tokens[session.steps - 1]
-        if script.eos_after is not None and session.steps > script.eos_after:
-            token = EOS
+        tokens: list[int] = []
+        for draft in (*(candidate.token for candidate in message.candidates), None):
+            known = session.ids[: message.position + message.count - len(message.candidates) + len(tokens)]
+            token = script.says(known, sampling.seed, self.model.vocabulary)
+            if script.tokens is not None:
+                token = script.tokens[session.steps - 1]
+            if script.eos_after is not None and session.steps > script.eos_after:
+                token = EOS
+            tokens.append(token)
+            if token != draft:
+                break
+        top = tuple(TokenLogprob(n, -1.0) for n in range(sampling.top_logprobs))
         result = Result(
             session=message.session,
             frame=message.frame,
-            position=message.position + message.count,
-            tokens=(token,),
-            logprobs=(-token / 1000,) if sampling.logprobs else (),
-            top_logprobs=(tuple(TokenLogprob(n, -1.0) for n in range(sampling.top_logprobs)),)
-            if sampling.top_logprobs
-            else (),
+            position=message.position + message.count - len(message.candidates),
+            tokens=tuple(tokens),
+            logprobs=tuple(-token / 1000 for token in tokens) if sampling.logprobs else (),
+            top_logprobs=(top,) * len(tokens) if top else (),
+            accepted=tuple(candidate.id for candidate in message.candidates[: len(tokens) - 1]),
             trail=trail,
             sent_ns=CLOCK.wall_ns(),
         )

@@ -63,8 +63,8 @@ def test_steps_follow_one_another_whatever_else_arrives(prompt: list[int], count
         answer = talk.accept(right)
         assert answer is not None
         assert talk.accept(right) is None, "the second copy is stale"
-        sent = [answer.token]
-        ids.append(answer.token)
+        sent = [drawn.token for drawn in answer.drawn]
+        ids += sent
 
 
 RESULTS = st.builds(
@@ -89,9 +89,10 @@ def test_any_result_is_an_answer_or_stale_or_nonsense(result: Result, logprobs: 
         return
     if answer is not None:
         assert (result.epoch, result.frame, result.position) == (0, 1, 3)
-        assert 0 <= answer.token < VOCABULARY
+        (drawn,) = answer.drawn
+        assert 0 <= drawn.token < VOCABULARY
         assert len(answer.trail) in (0, 2)
-        assert answer.logprob is None or (math.isfinite(answer.logprob) and answer.logprob <= 0)
+        assert drawn.logprob is None or (math.isfinite(drawn.logprob) and drawn.logprob <= 0)
 
 
 # -- endings -----------------------------------------------------------------------------------------------------------

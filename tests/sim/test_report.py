@@ -21,6 +21,7 @@ REPORT = Report(
     crashes=4,
     left_over=0,
     tokens=1234,
+    guesses_right=0,
     virtual_s=20.0,
     tokens_per_s=61.7,
     first_token_ms={"p50": 1.0, "p95": 2.0},
