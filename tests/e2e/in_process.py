@@ -29,7 +29,7 @@ from swarm_net.messages import ModelId
 from swarm_net.records import sign
 from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
-from swarm_node.executor import Output, Piece
+from swarm_node.executor import Output, Piece, Prefix
 from swarm_node.node import Node
 from swarm_node.scheduler import Scheduler
 from swarm_node.span_executor import SpanExecutor
@@ -50,6 +50,9 @@ class CountingExecutor:
             if piece.blocks[0] > 0:
                 self.activation_bytes[piece.codec] += len(memoryview(piece.data))
         return self._executor.run(pieces)
+
+    def adopt(self, session: bytes, prefix: Prefix) -> int:
+        return self._executor.adopt(session, prefix)
 
     def drop(self, session: bytes) -> None:
         self._executor.drop(session)
