@@ -6,6 +6,7 @@ by attention.py.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,6 +44,22 @@ class KVPool:
         size = self.page_size
         for pool in (*self.keys, *self.values):
             pool[target * size : (target + 1) * size] = pool[source * size : (source + 1) * size]
+
+    def read_pages(self, pages: Sequence[int]) -> list[torch.Tensor]:
+        """Copy pages to host memory: `[len(pages) * page size, kv heads, size]` for each pool, keys before values."""
+        slots = self._slots(pages)
+        return [pool.index_select(0, slots).cpu() for pool in (*self.keys, *self.values)]
+
+    def write_pages(self, pages: Sequence[int], rows: Sequence[torch.Tensor]) -> None:
+        """Fill pages with the first of the rows that `read_pages` gave."""
+        slots = self._slots(pages)
+        for pool, source in zip((*self.keys, *self.values), rows, strict=True):
+            pool.index_copy_(0, slots, source[: len(slots)].to(pool.device))
+
+    def _slots(self, pages: Sequence[int]) -> torch.Tensor:
+        places = torch.arange(self.page_size)
+        slots = torch.tensor(pages)[:, None] * self.page_size + places
+        return slots.flatten().to(self.keys[0].device)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

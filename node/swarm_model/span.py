@@ -35,11 +35,11 @@ from swarm_model.kv_pool import KVPool
 from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, check_masks, choose_driver, run_reference
 from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
-from swarm_model.pages import OutOfPages, PageAllocator, PageTable, SessionKey
-from swarm_model.prefixes import PrefixCache
+from swarm_model.pages import OutOfPages, PageTable, SessionKey
 from swarm_model.prequantized import expands
 from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
+from swarm_model.session_kv import SessionKV
 from swarm_model.sizing import DtypeName, require_memory
 from swarm_model.skeleton import check_span, foreign_code, study
 from swarm_model.step import Step
@@ -121,15 +121,13 @@ class Span:
         self,
         info: SpanInfo,
         driver: Driver,
-        pool: KVPool,
-        pages: PageAllocator,
+        kv: SessionKV,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.info: Final = info
         self._driver = driver
-        self._pool, self._pages = pool, pages
-        self._prefixes = PrefixCache(pages)
+        self._kv = kv
         self._dtype, self._device = dtype, device
 
     @classmethod
@@ -155,11 +153,11 @@ class Span:
     @property
     def pages_free(self) -> int:
         """Count the pages that sessions could take, those of kept prefixes included."""
-        return self._pages.free + self._prefixes.evictable
+        return self._kv.free
 
     def cached(self, session: SessionKey) -> int:
         """Count the tokens cached for a session; a session that is not known has none."""
-        return self._pages.tokens(session)
+        return self._kv.tokens(session)
 
     def adopt(self, session: SessionKey, scope: bytes, digests: Sequence[bytes]) -> int:
         """Let a new session begin with what is kept of its prefix; return how many tokens that are.
@@ -168,12 +166,11 @@ class Span:
         share what they computed: it has to tell apart whatever else their keys and values depend on, and whoever does
         not trust the other.
         """
-        return self._prefixes.adopt(session, scope, digests)
+        return self._kv.adopt(session, scope, digests)
 
     def drop(self, session: SessionKey) -> None:
         """Free a session's pages, but for its prefix; a session that is not known is already dropped."""
-        self._prefixes.forget(session)
-        self._pages.drop(session)
+        self._kv.drop(session)
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Chunk], *, blocks: tuple[int, int] | None = None) -> list[Output]:
@@ -189,51 +186,60 @@ class Span:
         if not self.info.start <= start < end <= self.info.end:
             raise SpanOutsideModel((start, end), self.info.num_blocks)
         outputs: list[Output] = [None] * len(batch)
-        accepted: list[int] = []
-        tables: list[PageTable] = []
-        for index, chunk in enumerate(batch):
-            try:
-                tables.append(self._reserve(chunk, [batch[earlier] for earlier in accepted], embeds=start == 0))
-                accepted.append(index)
-            except ModelError as error:
-                outputs[index] = error
-        if not accepted:
-            return outputs
+        ran: list[Chunk] = []
+        waiting = list(range(len(batch)))
         try:
-            self._compute([batch[index] for index in accepted], tables, accepted, outputs, (start, end))
+            while waiting:
+                # One wave, unless the sessions of the batch do not all have room in the pool at once.
+                wave, tables, crowded = self._reserve_all(batch, waiting, ran, outputs, embeds=start == 0)
+                ran += [batch[index] for index in wave]
+                if wave:
+                    self._compute([batch[index] for index in wave], tables, wave, outputs, (start, end))
+                waiting = crowded
         except BaseException:
-            for index in reversed(accepted):
-                self._pages.truncate(batch[index].session, batch[index].position)
+            for chunk in reversed(ran):
+                self._kv.truncate(chunk.session, chunk.position)
             raise
-        for chunk in (batch[index] for index in accepted):
-            self._prefixes.wrote(chunk.session, chunk.position, chunk.position + len(chunk.inputs))
+        for chunk in ran:
+            self._kv.wrote(chunk.session, chunk.position, chunk.position + len(chunk.inputs))
         return outputs
 
-    def _reserve(self, chunk: Chunk, accepted: Sequence[Chunk], *, embeds: bool) -> PageTable:
-        """Check a chunk and give it its place. Raises ModelError with nothing changed."""
+    def _reserve_all(
+        self, batch: Sequence[Chunk], waiting: Sequence[int], ran: Sequence[Chunk], outputs: list[Output], embeds: bool
+    ) -> tuple[list[int], list[PageTable], list[int]]:
+        """Give chunks their places; return whose can run now, their tables, and who has to wait for these."""
+        wave: list[int] = []
+        tables: list[PageTable] = []
+        crowded: list[int] = []
+        for index in waiting:
+            chunk, busy = batch[index], [batch[earlier].session for earlier in wave]
+            try:
+                self._check(chunk, [*busy, *(earlier.session for earlier in ran)], embeds)
+                tables.append(self._kv.place(chunk.session, chunk.position, len(chunk.inputs), busy))
+                wave.append(index)
+            except OutOfPages as refusal:
+                if wave:
+                    crowded.append(index)
+                else:
+                    outputs[index] = KVFull(refusal.needed, refusal.free)
+            except ModelError as error:
+                outputs[index] = error
+        return wave, tables, crowded
+
+    def _check(self, chunk: Chunk, sessions: Sequence[SessionKey], embeds: bool) -> None:
+        """Raise ModelError for a chunk that cannot be computed beside those of the sessions."""
         self._check_inputs(chunk.inputs, embeds)
-        tokens, cached = len(chunk.inputs), self._pages.tokens(chunk.session)
+        tokens, cached = len(chunk.inputs), self._kv.tokens(chunk.session)
         if chunk.position > cached:
             raise PositionGap(chunk.position, cached)
-        if chunk.position < 0 or any(earlier.session == chunk.session for earlier in accepted):
+        if chunk.position < 0 or chunk.session in sessions:
             raise InvalidChunk("a position below 0, or a session twice in one step")
         if chunk.sample is not None and len(chunk.sample.drafts) >= tokens:
             raise InvalidChunk("drafts without a known token before them")
         if chunk.position + tokens > self.info.max_position:
             raise ContextTooLong(chunk.position + tokens, self.info.max_position)
-        try:
-            return self._place(chunk.session, chunk.position, tokens)
-        except OutOfPages as shortage:
-            self._prefixes.make_room(shortage.needed)
-        try:
-            return self._place(chunk.session, chunk.position, tokens)
-        except OutOfPages as refusal:
-            raise KVFull(refusal.needed, refusal.free) from refusal
-
-    def _place(self, session: SessionKey, position: int, tokens: int) -> PageTable:
-        if (copy := self._pages.make_own(session, position)) is not None:
-            self._pool.copy_page(*copy)
-        return self._pages.place(session, position, tokens)
+        if (pages := -(-(chunk.position + tokens) // self.info.page_size)) > self.info.pages:
+            raise KVFull(pages, self._kv.free)
 
     def _check_inputs(self, inputs: torch.Tensor, embeds: bool) -> None:
         if embeds:
@@ -363,7 +369,7 @@ def load_span(
         pages=pages,
         block_digests=tuple(block_digest(checkpoint.directory, tensors, hashed.add) for tensors in owned.values()),
     )
-    return Span(info, driver, cache.pool, PageAllocator(pages, page_size), dtype, device)
+    return Span(info, driver, SessionKV(cache.pool, pages), dtype, device)
 
 
 class _ByteProgress:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 from swarm_net.links import Clock
 from swarm_net.session_errors import ComputeFailed
+from swarm_node.errors import ComputeThreadFailed
 from swarm_node.executor import Executor, Output, Piece, Prefix, TimedExecutor
 from swarm_node.scheduler import Scheduler, Slice, Work
 
@@ -141,35 +142,55 @@ class ComputeThread:
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deliver: Deliver | None = None
-        self._ended = asyncio.Event()
+        self._ended: asyncio.Future[None] | None = None
 
     def start(self, deliver: Deliver) -> None:
         self._loop, self._deliver = asyncio.get_running_loop(), deliver
+        self._ended = self._loop.create_future()
         self._thread.start()
 
     def submit(self, commands: Sequence[Command]) -> None:
         self._inbox.put(commands)  # bounded by what sessions may have on their way: see sessions.py
 
     async def stop(self) -> None:
-        if self._loop is not None:
+        if self._ended is not None:
             self._inbox.put(None)
-            await self._ended.wait()
+            await asyncio.wait([self._ended])
+
+    async def ended(self) -> None:
+        """Return when the thread has been stopped. Raises ComputeThreadFailed when it ended by itself: nothing runs."""
+        assert self._ended is not None
+        await asyncio.shield(self._ended)
 
     def _work(self) -> None:
-        core = self._core
+        error: Exception | None = None
         try:
-            while self._drain():
-                started_s = core.clock.monotonic()
-                parts = core.scheduler.next(started_s)
-                if not parts:
-                    continue
-                pieces = [part.piece for part in parts]
-                outputs = core.run(pieces)
-                ended_s = core.clock.monotonic()
-                core.scheduler.ran(parts, started_s, ended_s)
-                self._hand_back(parts, outputs, started_s, ended_s)
+            self._run()
+        except Exception as raised:
+            log.exception("the compute thread failed")
+            error = ComputeThreadFailed(f"{type(raised).__name__}: {raised}")
         finally:
-            self._call(self._ended.set)
+            self._call(self._settle, error)
+
+    def _settle(self, error: Exception | None) -> None:
+        assert self._ended is not None
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(error)
+
+    def _run(self) -> None:
+        core = self._core
+        while self._drain():
+            started_s = core.clock.monotonic()
+            parts = core.scheduler.next(started_s)
+            if not parts:
+                continue
+            pieces = [part.piece for part in parts]
+            outputs = core.run(pieces)
+            ended_s = core.clock.monotonic()
+            core.scheduler.ran(parts, started_s, ended_s)
+            self._hand_back(parts, outputs, started_s, ended_s)
 
     def _drain(self) -> bool:
         """Take all commands that are there, waiting for one if nothing is ready; False: stop."""

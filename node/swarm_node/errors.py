@@ -7,7 +7,8 @@
     ├── NothingToServe      no span of the model fits this machine
     ├── BootstrapFailed     no bootstrap node answered
     ├── NoSuchNode          no node of this name runs here
-    └── MissingExtra        the parts for serving are not installed
+    ├── MissingExtra        the parts for serving are not installed
+    └── ComputeThreadFailed nothing can be computed any more
 
 Errors of links and DHT come from `swarm_net.errors`, those of checkpoints from `swarm_model.errors`.
 """
@@ -122,3 +123,16 @@ class MissingExtra(NodeError):
 
     def remedy(self) -> str:
         return "pip install 'swarm-inference[node]'"
+
+
+@dataclass(eq=False)
+class ComputeThreadFailed(NodeError):
+    """The thread that computes ended by an error of ours; sessions were ended, their clients go elsewhere."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the compute thread failed: {self.reason}"
+
+    def remedy(self) -> str:
+        return "start the node again; if it happens again, report it with the traceback above"

@@ -83,11 +83,17 @@ class SpanFacts:
     dtype: str
     numeric_class: str
     page_size: int
-    kv_tokens: int  # that fit the KV pool, all sessions together
+    kv_tokens: int  # that fit the KV pool and the swap space, all sessions together
     rewind: Rewind
     block_digests: tuple[bytes, ...]
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0
+    swapped_tokens: int = 0  # as many of these have to be in host memory
+
+    @property
+    def pool_tokens(self) -> int:
+        """Count the tokens that fit the KV pool: the most that one session may have."""
+        return self.kv_tokens - self.swapped_tokens
 
     @property
     def codecs(self) -> tuple[str, ...]:

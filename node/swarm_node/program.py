@@ -40,6 +40,7 @@ from swarm_node.reporting import JsonReporter, PeopleReporter, Reporter
 from swarm_node.scheduler import Scheduler
 from swarm_node.settings import Settings
 from swarm_node.span_choice import automatic_span, examine, fixed_span, in_thread, load
+from swarm_node.turns import Turns
 
 FAREWELL_TIMEOUT_S = 1.0
 
@@ -121,10 +122,13 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         files = {manifest.revision: (manifest.encode(), checkpoint.directory)}
         discovery = DiscoveryService(endpoint, directory, clock=clock, files=files)
         stack.push_async_callback(discovery.close)
+        facts = executor.facts
+        turns = Turns(facts.pool_tokens, facts.page_size) if facts.swapped_tokens else None
+        compute = ComputeThread(executor, Scheduler(turns=turns), clock)
         node = Node(
             endpoint=endpoint,
-            compute=ComputeThread(executor, Scheduler(), clock),
-            facts=executor.facts,
+            compute=compute,
+            facts=facts,
             model=model,
             clock=clock,
             limits=NodeLimits(
@@ -136,7 +140,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         announcer = Announcer(
             Announcement(
                 model=model,
-                facts=executor.facts,
+                facts=facts,
                 addresses=addresses,
                 prefill_tokens_per_s=rates.prefill_tokens_per_s,
                 decode_tokens_per_s=rates.decode_tokens_per_s,
@@ -161,17 +165,22 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             "source": settings.model,
             "blocks": list(span),
             "num_blocks": manifest.num_blocks,
-            "dtype": executor.facts.dtype,
+            "dtype": facts.dtype,
             "bootstrap": list(addresses),
-            "kv_tokens": executor.facts.kv_tokens,
-            "weight_bytes": executor.facts.weight_bytes,
+            "kv_tokens": facts.kv_tokens,
+            "weight_bytes": facts.weight_bytes,
             "prefill_tokens_per_s": round(rates.prefill_tokens_per_s, 1),
             "decode_tokens_per_s": round(rates.decode_tokens_per_s, 1),
         }
         serve_operator(endpoint, lambda: {**ready, **_activity(node)})
         data_dir.write_state({**ready, "identity": str(identity_file), "operator_address": listener.addresses[-1]})
         reporter.event("ready", **ready)
-        await announcer.run()
+        lasting = [asyncio.create_task(announcer.run()), asyncio.create_task(compute.ended())]
+        for task in lasting:
+            stack.callback(task.cancel)
+        ended, _ = await asyncio.wait(lasting, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
 
 
 def _activity(node: Node) -> dict[str, Any]:

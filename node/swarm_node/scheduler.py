@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from swarm_net.messages import Candidate, HopTiming, StepKind
 from swarm_node.executor import Draw, Piece
 from swarm_node.pacing import Pace
+from swarm_node.turns import Turns
 
 
 @dataclass(slots=True)
@@ -70,13 +71,22 @@ class Scheduler:
     that waited for its turn would pay with latency for what hardly costs more.
     """
 
-    def __init__(self, *, token_budget: int = 256, chunk_tokens: int = 256, max_decode_tokens: int = 256) -> None:
+    def __init__(
+        self,
+        *,
+        token_budget: int = 256,
+        chunk_tokens: int = 256,
+        max_decode_tokens: int = 256,
+        turns: Turns | None = None,
+    ) -> None:
+        """`turns` rules who runs where sessions may have more KV than the pool holds."""
         self.token_budget = token_budget
         self.chunk_tokens = chunk_tokens
         self.max_decode_tokens = max_decode_tokens
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()  # by session, in order of arrival
         self._held: dict[bytes, None] = {}
         self._pace = Pace()
+        self._turns = turns
         self.wait_until_s: float | None = None
         self.waiting_tokens = 0
 
@@ -114,6 +124,8 @@ class Scheduler:
     def drop(self, session: bytes) -> None:
         """Forget all of a session's steps."""
         self.release(session)
+        if self._turns is not None:
+            self._turns.drop(session)
         if (queue := self._queues.pop(session, None)) is not None:
             self.waiting_tokens -= sum(work.left for work in queue)
 
@@ -122,7 +134,11 @@ class Scheduler:
 
         All pieces of a batch run the same blocks: those of the session that has waited longest.
         """
+        self.wait_until_s = None
         heads = [queue[0] for session, queue in self._queues.items() if session not in self._held]
+        if self._turns is not None:
+            heads = self._turns.admit(heads, now_s)
+            self.wait_until_s = self._turns.next_turn_s
         if not heads:
             return []
         ready = [work for work in heads if work.blocks == heads[0].blocks]
@@ -130,7 +146,6 @@ class Scheduler:
         batch = [self._take(work, work.left) for work in self._first(work for work in ready if work.is_urgent)]
         if batch:
             self._pace.took_decode(min(part.work.arrived_s for part in batch))
-        self.wait_until_s = None
         if not prefills:
             return batch
         most = max(self.token_budget - sum(part.piece.count for part in batch), 0)

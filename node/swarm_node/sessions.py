@@ -124,7 +124,7 @@ class SessionTable:
         if not 1 <= message.max_tokens <= facts.max_context:
             raise ContextTooLong(tokens=message.max_tokens, limit=facts.max_context)
         pages = -(-message.max_tokens // facts.page_size)
-        if pages * facts.page_size > self.kv_free:
+        if pages * facts.page_size > min(self.kv_free, facts.pool_tokens):
             raise KVFull(tokens_needed=message.max_tokens, tokens_free=self.kv_free, tokens_total=facts.kv_tokens)
 
         session = Session(message.session, message, link, pages * facts.page_size, touched_s=now_s)

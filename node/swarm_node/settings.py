@@ -66,13 +66,14 @@ _METAVARS = {
     "dtype": "auto|float32|bfloat16|float16",
     "threads": "N",
     "kv_memory": "SIZE",
+    "swap_memory": "SIZE",
     "idle_timeout": "SECONDS",
     "share_prefixes": "off|client|everyone",
 }
 
 SIZES = frozenset({name for name, value in _METAVARS.items() if value == "SIZE"})
 
-Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Blocks = Annotated[str, BeforeValidator(_blocks)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")]
@@ -98,7 +99,8 @@ class Settings(BaseModel):
     device: Device = Field("auto", description="where to run")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of weights and activations")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="for computing; 0: all free cores")
-    kv_memory: Size = Field(2 * 2**30, description="for keys and values, such as 2GiB")
+    kv_memory: Size = Field(2 * 2**30, gt=0, description="for keys and values, such as 2GiB")
+    swap_memory: Size = Field(0, description="of the host, where sessions wait that do not fit there; they take turns")
     idle_timeout: Seconds = Field(300.0, description="after which a session that nobody uses ends")
     share_prefixes: Literal["off", "client", "everyone"] = Field(
         "client", description="who may reuse what was computed of a prompt; everyone: only where all hops are trusted"

@@ -129,7 +129,7 @@ def load(
             kv_bytes=settings.kv_memory,
             on_progress=show,
         )
-    executor = SpanExecutor(loaded)
+    executor = SpanExecutor(loaded, swap_bytes=settings.swap_memory)
     rates = measure(executor)
     if settings.threads == 0 and hardware.threads > 1 and hardware.device.type == "cpu":
         torch.set_num_threads(1)  # a small span is not worth dividing, and a busy machine makes threads wait

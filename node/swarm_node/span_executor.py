@@ -28,8 +28,10 @@ assert CHUNK_TOKENS == PREFIX_CHUNK_TOKENS
 class SpanExecutor:
     """Runs pieces on a loaded span."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, *, swap_bytes: int = 0) -> None:
+        """`swap_bytes` of host memory are promised to sessions beside the KV pool."""
         info = span.info
+        swap_pages = swap_bytes // (info.kv_bytes_per_token * info.page_size)
         self._span = span
         self._dtype = getattr(torch, info.dtype)
         self.facts = SpanFacts(
@@ -42,7 +44,8 @@ class SpanExecutor:
             dtype=info.dtype,
             numeric_class=info.numeric_class,
             page_size=info.page_size,
-            kv_tokens=info.pages * info.page_size,
+            kv_tokens=(info.pages + swap_pages) * info.page_size,
+            swapped_tokens=swap_pages * info.page_size,
             rewind=info.rewind,
             block_digests=info.block_digests,
             weight_bytes=info.weight_bytes,

@@ -33,6 +33,7 @@ from swarm_node.executor import Output, Piece, Prefix
 from swarm_node.node import Node
 from swarm_node.scheduler import Scheduler
 from swarm_node.span_executor import SpanExecutor
+from swarm_node.turns import Turns
 
 KV_BYTES = 4 << 20
 
@@ -73,7 +74,15 @@ class InProcessSwarm:
     peers: list[PeerId] = field(default_factory=list)
     executors: list["CountingExecutor"] = field(default_factory=list)
 
-    async def start(self, start: int, end: int, *, record: Mapping[str, object] | None = None) -> None:
+    async def start(
+        self,
+        start: int,
+        end: int,
+        *,
+        kv_bytes: int = KV_BYTES,
+        swap_bytes: int = 0,
+        record: Mapping[str, object] | None = None,
+    ) -> None:
         """Serve blocks [start, end); `record` changes fields of what the node says about itself."""
         identity, clock = Identity.generate(), SystemClock()
         stack = self.stack
@@ -87,12 +96,13 @@ class InProcessSwarm:
         files = {self.manifest.revision: (self.manifest.encode(), self.directory)}
         stack.push_async_callback(DiscoveryService(endpoint, directory, clock=clock, files=files).close)
         span = Span.load(
-            self.checkpoint, start, end, device=torch.device("cpu"), dtype=torch.float32, kv_bytes=KV_BYTES
+            self.checkpoint, start, end, device=torch.device("cpu"), dtype=torch.float32, kv_bytes=kv_bytes
         )
-        executor = CountingExecutor(SpanExecutor(span))
+        executor = CountingExecutor(SpanExecutor(span, swap_bytes=swap_bytes))
+        turns = Turns(executor.facts.pool_tokens, executor.facts.page_size) if swap_bytes else None
         node = Node(
             endpoint=endpoint,
-            compute=ComputeThread(executor, Scheduler(), clock),
+            compute=ComputeThread(executor, Scheduler(turns=turns), clock),
             facts=executor.facts,
             model=model,
             clock=clock,

@@ -128,7 +128,7 @@ def test_scattered_pages_change_nothing(seed: int, whole: Span, checkpoint_of: C
             text = texts[chunk.session][: whole.cached(chunk.session)]
             assert token_of(output) == likeliest(checkpoint_of("llama"), text)
     assert whole.pages_free == 0
-    assert not all(whole._pages.table(session).contiguous for session in texts)
+    assert not all(whole._kv.pages.table(session).contiguous for session in texts)
 
 
 def test_a_failed_step_cuts_its_sessions_back(checkpoint_of: Callable[[str], Path]) -> None:
@@ -138,7 +138,7 @@ def test_a_failed_step_cuts_its_sessions_back(checkpoint_of: Callable[[str], Pat
 
     (span,) = load_spans(checkpoint_of("llama"), [0, BLOCKS])
     span.forward([Chunk(A, 0, ids(9))])
-    broken = Span(span.info, Broken(), span._pool, span._pages, torch.float32, torch.device("cpu"))
+    broken = Span(span.info, Broken(), span._kv, torch.float32, torch.device("cpu"))
     with pytest.raises(RuntimeError, match="out of memory"):
         broken.forward([Chunk(A, 9, ids(2)), Chunk(B, 0, ids(2))])
     assert (span.cached(A), span.cached(B)) == (9, 0)

@@ -3,10 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from swarm_net.clocks import SystemClock
 from swarm_net.session_errors import ComputeFailed
-from swarm_node.compute import ComputeThread, Drop, Ran, Void
-from swarm_node.executor import Output, Piece, SpanFacts
+from swarm_node.compute import Adopt, ComputeThread, Drop, Ran, Void
+from swarm_node.errors import ComputeThreadFailed
+from swarm_node.executor import Output, Piece, Prefix, SpanFacts
 from swarm_node.scheduler import Scheduler, Work
 from swarm_sim.digest_executor import digest_facts
 
@@ -24,6 +27,9 @@ class Echo:
         if any(bytes(piece.data) == POISON for piece in pieces):
             raise ZeroDivisionError
         return [bytes(piece.data) for piece in pieces]
+
+    def adopt(self, session: bytes, prefix: Prefix) -> int:
+        raise KeyError(prefix.scope)
 
     def drop(self, session: bytes) -> None:
         self.dropped.append(session)
@@ -79,4 +85,14 @@ async def test_what_is_voided_or_dropped_is_told_after_all_that_ran() -> None:
         compute.submit([step(b"a", b"never"), Drop(b"a", lambda: arrived.put_nowait("dropped"))])
         assert await arrived.get() == "dropped"
         assert executor.dropped == [b"a"]
+        await compute.stop()
+
+
+async def test_a_thread_that_fails_says_so() -> None:
+    compute = ComputeThread(Echo(), Scheduler(), SystemClock())
+    compute.start(lambda ran: None)
+    compute.submit([Adopt(b"a", Prefix(scope=b"missing", digests=(b"d",)), lambda tokens: None)])
+    async with asyncio.timeout(10):
+        with pytest.raises(ComputeThreadFailed, match="KeyError"):
+            await compute.ended()
         await compute.stop()
