@@ -11,6 +11,7 @@
     │   ├── CheckpointBroken        a file that cannot be trusted                 fetch it again
     │   ├── UnsupportedModel        we would compute something else than transformers
     │   ├── QuantizationUnavailable a quantized checkpoint whose scheme this machine cannot load
+    │   ├── FormatUnavailable       a format to quantize into that this device or model does not take
     │   ├── SpanOutsideModel        the model has no such blocks
     │   ├── NotEnoughMemory         names the span that would fit
     │   ├── KVPoolTooSmall          not one page fits into the KV memory asked for
@@ -211,6 +212,22 @@ class QuantizationUnavailable(ModelError):
     def remedy(self) -> str:
         install = f"pip install {' '.join(self.packages)}, or " if self.packages else ""
         return f"{install}serve a checkpoint of this model that is not quantized, or quantized in another way"
+
+
+@dataclass(eq=False)
+class FormatUnavailable(ModelError):
+    """The span cannot be quantized into the format asked for, on this device or at all."""
+
+    quantization: str
+    reason: str
+
+    code: ClassVar[str] = "format_unavailable"
+
+    def __str__(self) -> str:
+        return f"--quantize {self.quantization}: {self.reason}"
+
+    def remedy(self) -> str:
+        return "choose --quantize int8 or int4 with --device cpu, or none"
 
 
 @dataclass(eq=False)

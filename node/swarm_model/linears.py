@@ -5,6 +5,8 @@ kernels, 1.7 to 2.2 times in bfloat16 for decoding. Plain linears stay wherever 
 Called by loading.py.
 """
 
+import time
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -17,17 +19,25 @@ LAYOUT_ROWS: Final = (
 TOLERANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # relative to the largest output
 
 
-class PackedLinear(nn.Module):
-    """`nn.Linear` for inference on CPU; gives up the plain weight."""
+class InferenceLinear(nn.Module):
+    """Stands for an `nn.Linear` whose weight is kept in another form, for inference alone."""
 
+    packed: torch.Tensor  # the weight; no buffer, because packed tensors cannot be moved or cast
     bias: torch.Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), LAYOUT_ROWS)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone(), persistent=False)
+
+
+class PackedLinear(InferenceLinear):
+    """Computes what `nn.Linear` does, on CPU; gives up the plain weight."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), LAYOUT_ROWS)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map `[..., in features]` to `[..., out features]`."""
@@ -58,3 +68,13 @@ def pack_linears(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and not child.weight.is_meta:
                 setattr(module, name, PackedLinear(child))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Time something short, for a choice between operators: the best of a few runs."""
+    times_s = []
+    for _ in range(4):
+        started_s = time.perf_counter()
+        work()
+        times_s.append(time.perf_counter() - started_s)
+    return min(times_s)

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 import swarm_model.transformers_version  # noqa: F401
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import CheckpointBroken
-from swarm_model.linears import PackedLinear
+from swarm_model.linears import InferenceLinear
 from swarm_model.skeleton import Anatomy, Hole, NoEmbedding, span_class
 from swarm_model.tensor_files import TensorInfo
 
@@ -169,7 +169,7 @@ def drop_unused_embedding(model: nn.Module, anatomy: Anatomy, start: int) -> Non
 def weight_bytes(model: nn.Module) -> int:
     """Sum the bytes of a model's weights, packed ones included, each tensor once."""
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()] if not tensor.is_meta}
-    packed = [module.packed for module in model.modules() if isinstance(module, PackedLinear)]
+    packed = [module.packed for module in model.modules() if isinstance(module, InferenceLinear)]
     return sum(tensor.numel() * tensor.element_size() for tensor in [*tensors.values(), *packed])
 
 

@@ -17,18 +17,27 @@ from swarm_model.tensor_files import TensorInfo
 DtypeName = Literal["float32", "bfloat16", "float16"]
 FLOATS: Final = ("F64", "F32", "BF16", "F16")
 BESIDE_WEIGHTS: Final = re.compile(r"(scales?|scale_inv|zero_point|shape)$")  # of expanded weights, dropped with them
+QuantizationName = Literal["none", "int8", "int4", "nf4", "fp8"]
 DTYPE_BYTES: Final[dict[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
+INT8_BYTES: Final = 1.01  # of a weight, with its share of a scale; the head is int8 in any format
+INT4_GROUP: Final = 64  # weights that share a scale and an offset
+READ_AT_ONCE_BYTES: Final = 1 << 26  # of blocks that are held unquantized while a span is loaded
+EXPERTS: Final = re.compile(r"\.experts?\.")  # transformers fuses them into parameters that are not quantized
 BLOCK_NUMBER: Final = re.compile(r"\.(\d+)\.")
 EMBEDDING: Final = re.compile(r"(^|\.)(embed_tokens|wte|wpe|word_embeddings|embed_in|tok_embeddings)\.")
 
 
 @dataclass(frozen=True, slots=True)
 class WeightSizes:
-    """Bytes of weights at one dtype: of each block, and of what the first and the last span hold besides."""
+    """Bytes of weights: of each block, and of what the first and the last span hold besides.
+
+    `loading` is what loading holds at once on top of that, because it is not quantized yet.
+    """
 
     blocks: tuple[int, ...]
     first_edge: int
     last_edge: int
+    loading: int = 0
 
     def span(self, start: int, end: int) -> int:
         """Sum the bytes of blocks `start` to `end` with the edges that they need. Raises SpanOutsideModel."""
@@ -39,24 +48,41 @@ class WeightSizes:
         return sum(self.blocks[start:end]) + first + last
 
 
-def weight_sizes(checkpoint: Checkpoint, dtype: DtypeName, *, expanded: bool = False) -> WeightSizes:
-    """Estimate what a checkpoint's weights take once they are loaded in `dtype`; quantized ones, if not `expanded`, as
-    they are stored."""
-    bits = bits_of(checkpoint.quantization)
-    blocks = [0] * checkpoint.num_blocks
-    embedding = others = 0
-    head = False
+def weight_sizes(
+    checkpoint: Checkpoint, dtype: DtypeName, quantization: QuantizationName = "none", *, expanded: bool = False
+) -> WeightSizes:
+    """Estimate what a checkpoint's weights take once they are loaded in `dtype` and quantized.
+
+    Those of a checkpoint that is quantized already count as they are stored, if they are not `expanded`.
+    """
+    plain = DTYPE_BYTES[dtype]
+    head = 1.0 if quantization == "none" else INT8_BYTES / plain
+    matrix = (0.5 + 2 * plain / INT4_GROUP) / plain if quantization == "int4" else head
+    bits = bits_of(checkpoint.quantization) if expanded else 0
+    blocks, whole_blocks = [0] * checkpoint.num_blocks, [0] * checkpoint.num_blocks
+    embedding = tied_head = others = 0
+    has_head = False
     for name, tensor in checkpoint.tensors.items():
-        size = loaded_bytes(tensor, dtype, bits if expanded else 0)
+        size = loaded_bytes(tensor, dtype, bits)
+        is_matrix = len(tensor.shape) == 2
         number = BLOCK_NUMBER.search(name)
         if number is not None and int(number[1]) < len(blocks):
-            blocks[int(number[1])] += size
+            quantized = is_matrix and not EXPERTS.search(name)
+            blocks[int(number[1])] += int(size * matrix) if quantized else size
+            whole_blocks[int(number[1])] += size
         elif EMBEDDING.search(name):
             embedding += size
+            tied_head += int(size * head)
         else:
-            others += size
-            head = head or len(tensor.shape) == 2
-    return WeightSizes(tuple(blocks), first_edge=embedding, last_edge=others if head else others + embedding)
+            others += int(size * head) if is_matrix else size
+            has_head = has_head or is_matrix
+    loading = 0 if quantization == "none" else min(max(READ_AT_ONCE_BYTES, *whole_blocks), sum(whole_blocks))
+    return WeightSizes(tuple(blocks), embedding, others if has_head else others + tied_head, loading)
+
+
+def blocks_at_once(checkpoint: Checkpoint, dtype: DtypeName, *, expanded: bool) -> int:
+    """Say how many blocks are read at once where they are quantized before the next ones are."""
+    return max(1, READ_AT_ONCE_BYTES // max(weight_sizes(checkpoint, dtype, expanded=expanded).blocks))
 
 
 def loaded_bytes(tensor: TensorInfo, dtype: DtypeName, expanded_bits: int) -> int:
@@ -99,14 +125,15 @@ def require_memory(
     start: int,
     end: int,
     dtype: DtypeName,
+    quantization: QuantizationName = "none",
     *,
     kv_bytes: int,
     available_bytes: int,
     expanded: bool = False,
 ) -> None:
     """Raise NotEnoughMemory, naming a span that fits, unless blocks `start` to `end` and their KV pool do."""
-    sizes = weight_sizes(checkpoint, dtype, expanded=expanded)
-    needed = sizes.span(start, end) + kv_bytes
+    sizes = weight_sizes(checkpoint, dtype, quantization, expanded=expanded)
+    needed = sizes.span(start, end) + sizes.loading + kv_bytes
     if needed > available_bytes:
-        fits = widest_span(sizes, start, available_bytes - kv_bytes)
+        fits = widest_span(sizes, start, available_bytes - sizes.loading - kv_bytes)
         raise NotEnoughMemory((start, end), needed, available_bytes, fits)

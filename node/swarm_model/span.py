@@ -37,10 +37,12 @@ from swarm_model.load_checks import LoadedSpan, check_masks, choose_driver, run_
 from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
 from swarm_model.pages import OutOfPages, PageTable, SessionKey
 from swarm_model.prequantized import expands
+from swarm_model.quantization import format_for
+from swarm_model.quantized_loading import load_quantized
 from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.session_kv import SessionKV
-from swarm_model.sizing import DtypeName, require_memory
+from swarm_model.sizing import DtypeName, QuantizationName, require_memory
 from swarm_model.skeleton import check_span, foreign_code, study
 from swarm_model.step import Step
 from swarm_model.verify import judge
@@ -112,6 +114,7 @@ class SpanInfo:
     pages: int
     block_digests: tuple[bytes, ...]
     rewind: Literal["any"] = "any"
+    quantization: QuantizationName = "none"
 
 
 class Span:
@@ -141,6 +144,7 @@ class Span:
         dtype: torch.dtype,
         kv_bytes: int,
         page_size: int = 16,
+        quantize: QuantizationName = "none",
         on_progress: Callable[[LoadProgress], None] | None = None,
     ) -> "Span":
         """Load blocks `start` to `end`, fetching only the files that they need, and check them on random inputs.
@@ -148,7 +152,8 @@ class Span:
         `kv_bytes` is the memory for KV pages. Raises SpanOutsideModel, UnsupportedModel, CheckpointBroken,
         NotEnoughMemory, NotEnoughDisk, KVPoolTooSmall, and what HubFiles.fetch raises.
         """
-        return load_span(checkpoint, start, end, device, dtype, kv_bytes, page_size, on_progress or (lambda _: None))
+        report = on_progress or (lambda _: None)
+        return load_span(checkpoint, start, end, device, dtype, kv_bytes, page_size, quantize, report)
 
     @property
     def pages_free(self) -> int:
@@ -295,16 +300,18 @@ def load_span(
     dtype: torch.dtype,
     kv_bytes: int,
     page_size: int,
+    quantize: QuantizationName,
     on_progress: Callable[[LoadProgress], None],
 ) -> Span:
     """See Span.load."""
     check_span(start, end, checkpoint.num_blocks)
-    dtype_name = DTYPE_NAMES[dtype]
+    dtype_name, quantized = DTYPE_NAMES[dtype], format_for(quantize, checkpoint, device)
     require_memory(
         checkpoint,
         start,
         end,
         dtype_name,
+        quantize,
         kv_bytes=kv_bytes,
         available_bytes=available_bytes(device),
         expanded=expands(checkpoint, device),
@@ -318,7 +325,10 @@ def load_span(
     read = _ByteProgress(
         "read", sum(checkpoint.tensors[name].end - checkpoint.tensors[name].start for name in names), on_progress
     )
-    model = load_model(checkpoint, anatomy, start, end, dtype=dtype, on_bytes=read.add, device=device)
+    if quantized is None:
+        model = load_model(checkpoint, anatomy, start, end, dtype=dtype, on_bytes=read.add, device=device)
+    else:
+        model = load_quantized(checkpoint, anatomy, start, end, dtype=dtype, wanted=quantized, on_bytes=read.add)
     config = checkpoint.config.get_text_config()
     span = LoadedSpan(
         model=model,
@@ -333,6 +343,7 @@ def load_span(
         max_position=_longest_session(checkpoint, model),
         dtype=dtype,
         device=device,
+        quantized=quantized is not None,
     )
     with torch.inference_mode(), foreign_code(checkpoint.family):
         move_weights(model, device)
@@ -361,13 +372,15 @@ def load_span(
         max_position=span.max_position,
         dtype=dtype_name,
         numeric_class="/".join(
-            [dtype_name, device.type, "packed" if packed else "plain"] + ([anatomy.plan.label] if anatomy.plan else [])
+            [dtype_name, *([quantized] if quantized else []), device.type, "packed" if packed else "plain"]
+            + ([anatomy.plan.label] if anatomy.plan else [])
         ),
         weight_bytes=weight_bytes(model),
         kv_bytes_per_token=bytes_per_token,
         page_size=page_size,
         pages=pages,
         block_digests=tuple(block_digest(checkpoint.directory, tensors, hashed.add) for tensors in owned.values()),
+        quantization=quantize,
     )
     return Span(info, driver, SessionKV(cache.pool, pages), dtype, device)
 
@@ -383,7 +396,8 @@ class _ByteProgress:
         self._done += size
         if self._done - self._reported >= self._total // 100 or self._done >= self._total:
             self._reported = self._done
-            self._report(LoadProgress(self._stage, self._done, self._total))
+            # a tied embedding is read twice where a span is quantized part by part
+            self._report(LoadProgress(self._stage, min(self._done, self._total), self._total))
 
 
 def _longest_session(checkpoint: Checkpoint, model: Any) -> int:

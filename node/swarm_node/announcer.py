@@ -77,6 +77,7 @@ class Announcer:
             end=facts.end,
             state=state,
             dtype=facts.dtype,
+            quantization=facts.quantization,
             page_size=facts.page_size,
             rewind=facts.rewind,
             codecs=facts.codecs,

@@ -88,12 +88,18 @@ class SpanFacts:
     block_digests: tuple[bytes, ...]
     weight_bytes: int = 0
     kv_bytes_per_token: int = 0
+    quantization: str = ""
     swapped_tokens: int = 0  # as many of these have to be in host memory
 
     @property
     def pool_tokens(self) -> int:
         """Count the tokens that fit the KV pool: the most that one session may have."""
         return self.kv_tokens - self.swapped_tokens
+
+    @property
+    def record_class(self) -> str:
+        """The numeric class that this span's record has: what a session may ask for."""
+        return f"{self.dtype}/{self.quantization}" if self.quantization else self.dtype
 
     @property
     def codecs(self) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def choose_device(setting: str) -> torch.device:
 
 
 def choose_dtype(setting: str, device: torch.device, checkpoint_dtype: str, *, packed: bool = False) -> torch.dtype:
-    """Return the number format: as asked, else that of the checkpoint where the device computes it well.
+    """Return the number format: as asked, else a half one wherever the device multiplies it well.
 
     Weights that stay `packed`, as a quantized checkpoint has them, are computed in the format that they were made for.
     """
@@ -39,8 +39,8 @@ def choose_dtype(setting: str, device: torch.device, checkpoint_dtype: str, *, p
     if device.type != "cpu":
         return torch.float16 if checkpoint_dtype == "float16" else torch.bfloat16
     half = checkpoint_dtype in ("bfloat16", "float16")
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if half and (fast or packed) else torch.float32
+    has_products = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_products or (half and packed) else torch.float32
 
 
 def choose_threads(setting: int, *, other_nodes: int) -> int:

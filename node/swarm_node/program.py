@@ -106,6 +106,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             blocks=list(span),
             num_blocks=manifest.num_blocks,
             dtype=hardware.dtype_name,
+            quantization=settings.quantize,
             device=str(hardware.device),
             threads=hardware.threads,
         )
@@ -166,6 +167,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             "blocks": list(span),
             "num_blocks": manifest.num_blocks,
             "dtype": facts.dtype,
+            "quantization": settings.quantize,
             "bootstrap": list(addresses),
             "kv_tokens": facts.kv_tokens,
             "weight_bytes": facts.weight_bytes,

@@ -92,7 +92,9 @@ class PeopleReporter:
             case "span":
                 start, end = fields["blocks"]
                 self._console.print(
-                    f"blocks [bold]{start}:{end}[/] of {fields['num_blocks']}, {fields['dtype']} on {fields['device']}"
+                    f"blocks [bold]{start}:{end}[/] of {fields['num_blocks']}, {fields['dtype']}"
+                    + ("" if fields["quantization"] == "none" else f" quantized to {fields['quantization']}")
+                    + f" on {fields['device']}"
                 )
             case "ready":
                 self._ready(fields)

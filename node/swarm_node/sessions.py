@@ -145,7 +145,7 @@ class SessionTable:
 
     def _check_features(self, message: Open) -> None:
         sampling = message.sampling
-        if message.numeric_class not in ("", self.facts.dtype):
+        if message.numeric_class not in ("", self.facts.record_class):
             raise Unsupported(feature=f"numeric class {message.numeric_class}")
         if message.edges != "remote":
             raise Unsupported(feature=f"edges={message.edges}")

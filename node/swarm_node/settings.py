@@ -64,6 +64,7 @@ _METAVARS = {
     "identity": "FILE",
     "device": "auto|cpu|cuda[:N]",
     "dtype": "auto|float32|bfloat16|float16",
+    "quantize": "none|int8|int4|nf4|fp8",
     "threads": "N",
     "kv_memory": "SIZE",
     "swap_memory": "SIZE",
@@ -98,6 +99,7 @@ class Settings(BaseModel):
     identity: str = Field("", description="key file; default: identity.pem in the data directory")
     device: Device = Field("auto", description="where to run")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of weights and activations")
+    quantize: Literal["none", "int8", "int4", "nf4", "fp8"] = Field("none", description="weights, while loading")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="for computing; 0: all free cores")
     kv_memory: Size = Field(2 * 2**30, gt=0, description="for keys and values, such as 2GiB")
     swap_memory: Size = Field(0, description="of the host, where sessions wait that do not fit there; they take turns")

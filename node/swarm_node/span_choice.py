@@ -51,13 +51,15 @@ class Hardware:
 def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | None) -> Hardware:
     """Resolve device, number format and threads, and see that a given span fits; imports torch: call it in a thread.
 
-    Raises BadSetting, NotEnoughMemory, QuantizationUnavailable.
+    Raises BadSetting, NotEnoughMemory, QuantizationUnavailable, FormatUnavailable.
     """
     from swarm_model.devices import available_bytes
     from swarm_model.prequantized import plan_of
+    from swarm_model.quantization import format_for
     from swarm_node import hardware
 
     device = hardware.choose_device(settings.device)
+    format_for(settings.quantize, checkpoint, device)
     plan = plan_of(checkpoint, device)
     stored = str(checkpoint.raw_config.get("dtype") or "bfloat16")
     found = Hardware(
@@ -73,6 +75,7 @@ def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | 
             checkpoint,
             *span,
             found.dtype_name,
+            settings.quantize,
             kv_bytes=settings.kv_memory,
             available_bytes=available,
             expanded=found.expands,
@@ -94,12 +97,12 @@ def automatic_span(
     settings: Settings, checkpoint: Checkpoint, hardware: Hardware, records: Sequence[Record], rng: Random
 ) -> tuple[int, int]:
     """Choose as many blocks as fit beside the KV, where the swarm needs them most. Raises NothingToServe."""
-    sizes = weight_sizes(checkpoint, hardware.dtype_name, expanded=hardware.expands)
-    room = hardware.free_memory_bytes - settings.kv_memory - sizes.first_edge - sizes.last_edge
+    sizes = weight_sizes(checkpoint, hardware.dtype_name, settings.quantize, expanded=hardware.expands)
+    beside = settings.kv_memory + sizes.first_edge + sizes.last_edge + sizes.loading
+    room = hardware.free_memory_bytes - beside
     blocks = max(sizes.blocks)
     if room < blocks:
-        needed = settings.kv_memory + sizes.first_edge + sizes.last_edge + blocks
-        raise NothingToServe(needed, hardware.free_memory_bytes)
+        raise NothingToServe(beside + blocks, hardware.free_memory_bytes)
     capacity = min(room // blocks, len(sizes.blocks))
     rates = [record.decode_tokens_per_s for record in records if record.decode_tokens_per_s > 0]
     mean_rate = sum(rates) / len(rates) if rates else 1.0
@@ -127,6 +130,7 @@ def load(
             device=hardware.device,
             dtype=hardware.dtype,
             kv_bytes=settings.kv_memory,
+            quantize=settings.quantize,
             on_progress=show,
         )
     executor = SpanExecutor(loaded, swap_bytes=settings.swap_memory)

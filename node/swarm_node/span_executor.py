@@ -50,6 +50,7 @@ class SpanExecutor:
             block_digests=info.block_digests,
             weight_bytes=info.weight_bytes,
             kv_bytes_per_token=info.kv_bytes_per_token,
+            quantization="" if info.quantization == "none" else info.quantization,
         )
 
     def run(self, pieces: Sequence[Piece]) -> list[Output]:

@@ -9,6 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from swarm_model.checkpoint import Checkpoint
+from swarm_model.sizing import QuantizationName
 from swarm_model.span import Span
 
 BLOCKS = 6
@@ -69,11 +70,19 @@ def load_reference(directory: Path, dtype: torch.dtype, attention: str = "eager"
 
 
 def load_spans(
-    directory: Path, cuts: list[int], *, dtype: torch.dtype = torch.float32, kv_bytes: int = 4 << 20, page_size: int = 4
+    directory: Path,
+    cuts: list[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    kv_bytes: int = 4 << 20,
+    page_size: int = 4,
+    quantize: QuantizationName = "none",
 ) -> list[Span]:
     """Load the spans between neighbouring cuts."""
     checkpoint = Checkpoint.open(directory)
     return [
-        Span.load(checkpoint, start, end, device=CPU, dtype=dtype, kv_bytes=kv_bytes, page_size=page_size)
+        Span.load(
+            checkpoint, start, end, device=CPU, dtype=dtype, kv_bytes=kv_bytes, page_size=page_size, quantize=quantize
+        )
         for start, end in pairwise(cuts)
     ]

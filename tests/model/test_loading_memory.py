@@ -17,7 +17,7 @@ from swarm_model.checkpoint import Checkpoint
 from swarm_model.span import Span
 
 torch.set_num_threads(1)
-folder, dtype = sys.argv[1:]
+folder, dtype, quantize = sys.argv[1:]
 process, peak, done = psutil.Process(), 0, threading.Event()
 before = process.memory_info().rss
 
@@ -29,7 +29,7 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 kind = {"device": torch.device("cpu"), "dtype": getattr(torch, dtype)}
-span = Span.load(Checkpoint.open(folder), 0, 4, **kind, kv_bytes=1 << 20)
+span = Span.load(Checkpoint.open(folder), 0, 4, **kind, kv_bytes=1 << 20, quantize=quantize)
 done.set()
 watcher.join()
 after = process.memory_info().rss
@@ -44,9 +44,9 @@ def large_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("llama", tmp_path_factory.mktemp("large"), **sizes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_holds_the_span_at_most_twice(dtype: str, large_checkpoint: Path) -> None:
-    script = [sys.executable, "-c", SCRIPT, str(large_checkpoint), dtype]
+@pytest.mark.parametrize(("dtype", "quantize"), [("float32", "none"), ("bfloat16", "none"), ("float32", "int8")])
+def test_loading_holds_the_span_at_most_twice(dtype: str, quantize: str, large_checkpoint: Path) -> None:
+    script = [sys.executable, "-c", SCRIPT, str(large_checkpoint), dtype, quantize]
     result = subprocess.run(script, capture_output=True, text=True, check=True, timeout=120)
     memory = json.loads(result.stdout.splitlines()[-1])
     assert memory["peak"] <= 2 * memory["weights"] + ALLOWANCE_BYTES

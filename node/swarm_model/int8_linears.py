@@ -1,0 +1,121 @@
+"""Linear layers in 8-bit integers, for CPUs: weights scaled per output, activations per token as they come.
+
+A token's row is scaled by its own largest value, so its result does not depend on who shares the batch. The products
+run through oneDNN where that is exact on this CPU and quick: with the activations shifted to unsigned, the form that
+AVX-512 VNNI multiplies (signed ones end up in a reference loop a thousand times as slow). Otherwise they run in float32
+on pieces of the weight that fit the processor's cache. Called by quantization.py.
+"""
+
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import Final
+
+import torch
+from torch import nn
+
+from swarm_model.linears import InferenceLinear, seconds
+
+LARGEST: Final = 127.0
+TINY: Final = 1e-20  # stands for the largest value of a row of zeros
+CAST_AT_ONCE: Final = 1 << 18  # weights in float32 that stay in the processor's cache
+QUANTIZED_AT_ONCE: Final = 1 << 24  # weights that are held in float32 while loading
+SLOWER_THAN_PLAIN: Final = 2.0  # operators that take longer are loops that somebody wrote as a reference
+
+
+class Int8Linear(InferenceLinear, ABC):
+    """A linear layer with an 8-bit weight; subclasses multiply."""
+
+    scales: torch.Tensor  # [out features], of a product of integers and of a token's largest value
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        weight = linear.weight.detach()
+        rows = max(1, QUANTIZED_AT_ONCE // self.in_features)
+        parts = [_quantize(part.float()) for part in torch.split(weight, rows)]
+        self.packed = self._pack(torch.cat([integers for integers, _ in parts]))
+        largest = torch.cat([largest for _, largest in parts])[:, 0]
+        self.register_buffer("scales", largest / LARGEST**2, persistent=False)
+        if self.bias is not None:
+            self.bias = self.bias.float()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map `[..., in features]` to `[..., out features]`."""
+        integers, largest = _quantize(inputs.reshape(-1, self.in_features).float())
+        outputs = self._multiply(integers).mul_(largest)  # [rows, out features]
+        if self.bias is not None:
+            outputs.add_(self.bias)
+        return outputs.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+
+    @abstractmethod
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """Bring an int8 weight `[out features, in features]` into the form that `_multiply` wants."""
+
+    @abstractmethod
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        """Multiply int8 `[rows, in features]` with the weight and its scales: float32 `[rows, out features]`."""
+
+
+class OneDNNInt8Linear(Int8Linear):
+    """Multiplies integers."""
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+        return packed
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        shifted = rows.view(torch.uint8).bitwise_xor(128)  # adds 128
+        zeros = _zeros(self.out_features)
+        products: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            shifted, 1.0, 128, self.packed, self.scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+        return products
+
+
+class PlainInt8Linear(Int8Linear):
+    """Multiplies in float32, on any CPU."""
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        floats = rows.float()
+        parts = torch.split(self.packed, max(1, CAST_AT_ONCE // self.in_features))
+        return torch.cat([floats @ part.float().t() for part in parts], dim=1).mul_(self.scales)
+
+
+@cache
+def int8_linear_class() -> type[Int8Linear]:
+    """Choose how this CPU multiplies 8-bit integers, by trying it: without VNNI, oneDNN's sums overflow."""
+    inputs, outputs, rows = 512, 256, 8
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=False)
+    with torch.inference_mode():
+        linear.weight.copy_(torch.randn(outputs, inputs, generator=generator))
+        linear.weight[0] = 1.0  # sums as large as they get
+        linear.weight[1] = -1.0
+        integers = torch.randint(-127, 128, (rows, inputs), generator=generator).to(torch.int8)
+        integers[0] = 127
+        plain = PlainInt8Linear(linear)
+        try:
+            quick = OneDNNInt8Linear(linear)
+            if not torch.allclose(quick._multiply(integers), plain._multiply(integers), rtol=1e-4, atol=1e-4):
+                return PlainInt8Linear
+        except (RuntimeError, AttributeError, NotImplementedError):
+            return PlainInt8Linear  # a torch without these operators
+        slower = seconds(lambda: quick._multiply(integers)) / seconds(lambda: plain._multiply(integers))
+    return OneDNNInt8Linear if slower < SLOWER_THAN_PLAIN else PlainInt8Linear
+
+
+def _quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round float32 `[rows, columns]` to int8 with one scale a row; returns also each row's largest value, `[rows, 1]`.
+
+    A row that is not finite gets a largest value that is not, and so a result that is not.
+    """
+    largest = rows.abs().amax(1, keepdim=True).clamp_min_(TINY)
+    return (rows * (LARGEST / largest)).round_().to(torch.int8), largest
+
+
+@cache
+def _zeros(size: int) -> torch.Tensor:
+    """The zero points that oneDNN wants of a symmetric weight; all layers of one size share them."""
+    return torch.zeros(size, dtype=torch.long)

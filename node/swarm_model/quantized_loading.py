@@ -1,0 +1,98 @@
+"""A span that is quantized while it is loaded: a few blocks at a time are read in full, so that the rest stays small.
+
+Owns the order: read some blocks, see which of their layers read the same input, quantize them, put them into the span.
+The checks of load_checks.py then compare the quantized span with itself: they are about attention and drivers. What
+quantizing does to a model's output is measured by benchmarks/executor.py. Called by span.py.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import torch
+
+from swarm_model.checkpoint import Checkpoint
+from swarm_model.errors import FormatUnavailable, UnsupportedModel
+from swarm_model.loading import drop_unused_embedding, load_model
+from swarm_model.quantization import CpuFormat, expert_counts, heads, plain_matrices, quantizable, quantize
+from swarm_model.siblings import find_siblings
+from swarm_model.sizing import DtypeName, blocks_at_once
+from swarm_model.skeleton import Anatomy, foreign_code
+
+log = logging.getLogger(__name__)
+
+WORTH_SAYING: Final = 0.05  # of a span's quantized and unquantized bytes
+
+
+def load_quantized(
+    checkpoint: Checkpoint,
+    anatomy: Anatomy,
+    start: int,
+    end: int,
+    *,
+    dtype: torch.dtype,
+    wanted: CpuFormat,
+    on_bytes: Callable[[int], None],
+) -> Any:
+    """Build blocks `start` to `end` with their edges on the CPU, their linears quantized; see load_model.
+
+    Raises CheckpointBroken, and FormatUnavailable for a model without plain linears in its blocks.
+    """
+    counts = expert_counts(checkpoint.config.get_text_config())
+    whole: Any = None
+    dtype_name: DtypeName = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+    at_once = blocks_at_once(checkpoint, dtype_name, expanded=anatomy.plan is not None)
+    quantized, first = 0, start
+    while first < end:
+        last = min(end, first + at_once)
+        part = load_model(checkpoint, anatomy, first, last, dtype=dtype, on_bytes=on_bytes)
+        with torch.inference_mode():
+            siblings = find_siblings(part, partial(_try_out, part, checkpoint.family, dtype))
+            for number in range(first, last):
+                names = quantizable(part, f"{anatomy.blocks}.{number}", counts, wanted)
+                inside = [group for group in siblings if group[0].startswith(f"{anatomy.blocks}.{number}.")]
+                quantize(part, names, inside, wanted, dtype)
+                quantized += len(names)
+            quantize(part, heads(part, anatomy), [], "int8", dtype)
+        whole = part if whole is None else _joined(whole, part, anatomy, (first, last))
+        first = last
+    if not quantized:
+        raise FormatUnavailable(wanted, f"the blocks of {checkpoint.family} hold no linear layers that it takes")
+    drop_unused_embedding(whole, anatomy, start)
+    _say_what_stays(whole, anatomy, (start, end), wanted, dtype)
+    return whole
+
+
+def _try_out(model: Any, family: str, dtype: torch.dtype) -> None:
+    """Send two made-up tokens through what is loaded; a family that fails here only goes without shared products."""
+    hidden = torch.zeros(1, 2, int(model.config.get_text_config().hidden_size), dtype=dtype)
+    with contextlib.suppress(UnsupportedModel), foreign_code(family):
+        model.base_model(inputs_embeds=hidden, use_cache=False)
+
+
+def _joined(whole: Any, part: Any, anatomy: Anatomy, blocks: tuple[int, int]) -> Any:
+    """Put the blocks of a part, and the modules behind them, into the span that begins before it."""
+    layers, more = whole.get_submodule(anatomy.blocks), part.get_submodule(anatomy.blocks)
+    for number in range(*blocks):
+        layers[number] = more[number]
+    for name in anatomy.edges:
+        if anatomy.needs_module(name, *blocks):
+            whole.set_submodule(name, part.get_submodule(name))
+    return whole
+
+
+def _say_what_stays(model: Any, anatomy: Anatomy, span: tuple[int, int], wanted: CpuFormat, dtype: torch.dtype) -> None:
+    """Tell the operator where the format saves less than they may hope."""
+    stays = [entry for number in range(*span) for entry in plain_matrices(model, f"{anatomy.blocks}.{number}")]
+    size = sum(size for _, size in stays)
+    if size > WORTH_SAYING * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()):
+        kinds = sorted({name.removeprefix(anatomy.blocks + ".").partition(".")[2] for name, _ in stays})
+        log.warning(
+            "%s covers plain linear layers: %s (%.0f MB) of the blocks stay in %s",
+            wanted,
+            ", ".join(kinds),
+            size / 1e6,
+            str(dtype).removeprefix("torch."),
+        )
