@@ -20,7 +20,7 @@ CHUNK_TOKENS: Final = 64
 
 @dataclass(slots=True)
 class _Filling:
-    """A session whose prefix is known by name; `kept` of its chunks are in the cache."""
+    """A session whose prefix is known by name; `kept` of these names are in the cache."""
 
     scope: bytes
     digests: Sequence[bytes]
@@ -33,8 +33,12 @@ class PrefixCache:
 
     def __init__(self, pages: PageAllocator) -> None:
         self._pages = pages
-        self._pages_per_chunk, rest = divmod(CHUNK_TOKENS, pages.page_size)
-        assert not rest, "a chunk is a number of whole pages"
+        # Kept are whole pages: where these are larger than chunks, only every so many chunks.
+        self._tokens = max(CHUNK_TOKENS, pages.page_size)
+        self._every, rest = divmod(self._tokens, CHUNK_TOKENS)
+        self._pages_each, more = divmod(self._tokens, pages.page_size)
+        assert not rest, "pages are a number of whole chunks"
+        assert not more, "chunks are a number of whole pages"
         self._chunks: OrderedDict[tuple[bytes, bytes], tuple[int, ...]] = OrderedDict()  # least recently used first
         self._filling: dict[SessionKey, _Filling] = {}
 
@@ -53,6 +57,7 @@ class PrefixCache:
         What the session computes of the rest will be kept in turn.
         """
         found: list[tuple[int, ...]] = []
+        digests = digests[self._every - 1 :: self._every]
         for digest in digests:
             if (pages := self._chunks.get((scope, digest))) is None:
                 break
@@ -62,7 +67,7 @@ class PrefixCache:
         self._filling[session] = _Filling(scope, digests, len(found))
         if found:
             self._pages.adopt(session, [page for pages in found for page in pages])
-        return len(found) * CHUNK_TOKENS
+        return len(found) * self._tokens
 
     def wrote(self, session: SessionKey, position: int, end: int) -> None:
         """Keep what a session has computed of its prefix: tokens `[position, end)` are new in its pages."""
@@ -70,17 +75,17 @@ class PrefixCache:
         if filling is None:
             return
         if not filling.started:  # what all hops of a route have may be less than what is kept here
-            filling.started, filling.kept = True, min(filling.kept, position // CHUNK_TOKENS)
-        if position < filling.kept * CHUNK_TOKENS:
+            filling.started, filling.kept = True, min(filling.kept, position // self._tokens)
+        if position < filling.kept * self._tokens:
             # It goes back and may go on with other tokens: the names do not tell any more what is in its pages.
             del self._filling[session]
             return
         table = self._pages.table(session)
-        per_chunk = self._pages_per_chunk
-        while filling.kept < len(filling.digests) and end >= (filling.kept + 1) * CHUNK_TOKENS:
+        each = self._pages_each
+        while filling.kept < len(filling.digests) and end >= (filling.kept + 1) * self._tokens:
             name = filling.scope, filling.digests[filling.kept]
             if name not in self._chunks:
-                pages = tuple(table.pages[filling.kept * per_chunk : (filling.kept + 1) * per_chunk])
+                pages = tuple(table.pages[filling.kept * each : (filling.kept + 1) * each])
                 self._pages.hold(pages)
                 self._chunks[name] = pages
             filling.kept += 1

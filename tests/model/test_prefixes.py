@@ -29,9 +29,11 @@ def names(ids: Sequence[int]) -> tuple[bytes, ...]:
 class SharingHistory(RuleBasedStateMachine):
     """Sessions come with prompts that begin alike, write, go back, and end, in any order."""
 
+    page_size = PAGE_SIZE
+
     def __init__(self) -> None:
         super().__init__()
-        self.pages = PageAllocator(PAGES, PAGE_SIZE)
+        self.pages = PageAllocator(PAGES, self.page_size)
         self.prefixes = PrefixCache(self.pages)
         self.memory: dict[tuple[int, int], int] = {}
         self.prompts: dict[SessionKey, list[int]] = {}
@@ -68,12 +70,12 @@ class SharingHistory(RuleBasedStateMachine):
 
     def _write(self, key: SessionKey, position: int, ids: list[int]) -> None:
         if (copy := self.pages.make_own(key, position)) is not None:
-            for place in range(PAGE_SIZE):
+            for place in range(self.page_size):
                 self.memory[copy[1], place] = self.memory.get((copy[0], place), -1)
         del self.written[key][position:]  # also where the place that follows fails: the session was cut
         table = self.pages.place(key, position, len(ids))
         for offset, token in enumerate(ids):
-            page, place = divmod(position + offset, PAGE_SIZE)
+            page, place = divmod(position + offset, self.page_size)
             self.memory[table.pages[page], place] = token
         self.written[key] += ids
         self.prefixes.wrote(key, position, position + len(ids))
@@ -92,7 +94,8 @@ class SharingHistory(RuleBasedStateMachine):
             if not ids:
                 continue
             pages = self.pages.table(key).pages
-            assert [self.memory[pages[place // PAGE_SIZE], place % PAGE_SIZE] for place in range(len(ids))] == ids
+            places = [divmod(place, self.page_size) for place in range(len(ids))]
+            assert [self.memory[pages[page], place] for page, place in places] == ids
 
     @invariant()
     def pages_are_free_or_held(self) -> None:
@@ -109,8 +112,16 @@ class SharingHistory(RuleBasedStateMachine):
         assert len(self.prefixes) == 0
 
 
+class SharingLargePages(SharingHistory):
+    """Pages that hold two chunks each."""
+
+    page_size = 2 * CHUNK_TOKENS
+
+
 TestSharingHistory = SharingHistory.TestCase
 TestSharingHistory.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestSharingLargePages = SharingLargePages.TestCase
+TestSharingLargePages.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def test_what_was_used_last_stays_and_ends_go_before_beginnings() -> None:
