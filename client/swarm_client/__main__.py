@@ -70,6 +70,25 @@ Version = Annotated[
     bool, typer.Option("--version", help="Show the release and exit.", callback=_show_version, is_eager=True)
 ]
 
+FrequencyPenalty = Annotated[
+    float | None, typer.Option("--frequency-penalty", help="Above 0: the more often in the answer, the less likely.")
+]
+PresencePenalty = Annotated[
+    float | None, typer.Option("--presence-penalty", help="Above 0: what is in the answer is less likely.")
+]
+LogitBias = Annotated[
+    list[str] | None,
+    typer.Option("--logit-bias", metavar="ID=VALUE", help="-100 forbids a token, 100 forces it; may be given again."),
+]
+JsonSchema = Annotated[
+    str | None,
+    typer.Option("--json-schema", metavar="FILE|TEXT", help="The answer is JSON under this schema."),
+]
+Regex = Annotated[str | None, typer.Option("--regex", help="The answer matches this expression as a whole.")]
+GrammarFile = Annotated[
+    str | None, typer.Option("--grammar", metavar="FILE", help="The answer matches this grammar (EBNF, rule `root`).")
+]
+
 
 @app.callback()
 def _options(version: Version = False) -> None:
@@ -92,7 +111,19 @@ def generate(
     seed: Seed = None,
     codec: Codec = None,
     draft: Draft = None,
+    frequency_penalty: FrequencyPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    logit_bias: LogitBias = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
+    samples: Annotated[
+        int, typer.Option("-n", "--n", help="So many answers at once, with the seeds --seed and those behind it.")
+    ] = 1,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: the tokens' log-probabilities.")] = False,
+    top_logprobs: Annotated[
+        int | None, typer.Option("--top-logprobs", help="With --json: also those of so many of the likeliest tokens.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Continue a prompt."""
@@ -115,8 +146,13 @@ def generate(
                 "seed": seed,
                 "codec": codec,
                 "draft": draft,
-                "logprobs": logprobs,
+                "frequency_penalty": frequency_penalty,
+                "presence_penalty": presence_penalty,
+                "regex": regex,
+                "logprobs": logprobs if top_logprobs is None else top_logprobs,
             },
+            constraints=commands.Constraints(logit_bias or [], json_schema, grammar),
+            samples=samples,
             as_json=json,
         )
     )
@@ -137,6 +173,12 @@ def chat(
     seed: Seed = None,
     codec: Codec = None,
     draft: Draft = None,
+    frequency_penalty: FrequencyPenalty = None,
+    presence_penalty: PresencePenalty = None,
+    logit_bias: LogitBias = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    grammar: GrammarFile = None,
     json: Json = False,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends."""
@@ -158,7 +200,11 @@ def chat(
                 "seed": seed,
                 "codec": codec,
                 "draft": draft,
+                "frequency_penalty": frequency_penalty,
+                "presence_penalty": presence_penalty,
+                "regex": regex,
             },
+            constraints=commands.Constraints(logit_bias or [], json_schema, grammar),
             as_json=json,
         )
     )

@@ -95,6 +95,10 @@ class RemoteModel:
         result: Generation | list[Generation] = self._loop.run(self._model.generate(either, **arguments))
         return result
 
+    def samples(self, prompt: Prompt, n: int, **arguments: Unpack[Arguments]) -> list[Generation]:
+        """Continue one prompt `n` times at once; see `AsyncRemoteModel.samples`."""
+        return self._loop.run(self._model.samples(prompt, n, **arguments))
+
     def stream(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> "BlockingTokenStream":
         """Return the tokens of one continuation as they come; see `AsyncRemoteModel.stream`."""
         return BlockingTokenStream(self, self._loop, self._loop.run(_made(self._model, prompt, arguments)))

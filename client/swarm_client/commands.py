@@ -9,6 +9,8 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -37,6 +39,23 @@ PIPED_WIDTH = 240
 INTERRUPTED = 130  # as shells report a program ended by Ctrl-C
 
 
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """Options that have to be read before they are arguments."""
+
+    logit_bias: list[str]
+    json_schema: str | None
+    grammar: str | None
+
+    def read(self) -> Arguments:
+        """Return them as arguments. Raises InvalidParameter."""
+        return {
+            "logit_bias": dict(_read_bias(text) for text in self.logit_bias) or None,
+            "json_schema": _text_or_file(self.json_schema),
+            "grammar": None if self.grammar is None else _read_file("grammar", self.grammar),
+        }
+
+
 def generate(
     model: str,
     bootstrap: list[str],
@@ -44,34 +63,49 @@ def generate(
     ids: str | None,
     arguments: Arguments,
     *,
+    constraints: Constraints,
+    samples: int,
     as_json: bool,
 ) -> int:
-    """Continue a prompt, given as text, as ids or on standard input."""
+    """Continue a prompt, given as text, as ids or on standard input; with several samples JSON is a list."""
 
     def run() -> None:
         given = _prompt(prompt, ids)
+        asked: Arguments = {**arguments, **constraints.read()}
         with RemoteModel.connect(model, bootstrap) as remote:
-            if as_json:
-                _print_json(generation_json(remote.generate(given, **arguments)))
+            if samples != 1:
+                _show_samples(remote.samples(given, samples, **asked), as_json)
                 return
-            generation = _stream(remote, given, arguments)
+            if as_json:
+                _print_json(generation_json(remote.generate(given, **asked)))
+                return
+            generation = _stream(remote, given, asked)
         if generation is not None:
             _to_people().print(summary_line(generation), style="dim", markup=False, highlight=False)
 
     return _guarded(run, as_json)
 
 
-def chat(model: str, bootstrap: list[str], system: str | None, arguments: Arguments, *, as_json: bool) -> int:
+def chat(
+    model: str,
+    bootstrap: list[str],
+    system: str | None,
+    arguments: Arguments,
+    *,
+    constraints: Constraints,
+    as_json: bool,
+) -> int:
     """Talk: each line is a message, the history goes along. With JSON, each answer is one line."""
 
     def run() -> None:
+        asked: Arguments = {**arguments, **constraints.read()}
         messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         with RemoteModel.connect(model, bootstrap) as remote:
             while (line := _line(as_json)) is not None:
                 if not line.strip():
                     continue
                 messages.append({"role": "user", "content": line})
-                answer = _answer(remote, messages, arguments, as_json)
+                answer = _answer(remote, messages, asked, as_json)
                 if answer is None:
                     messages.pop()
                 else:
@@ -161,6 +195,36 @@ def _prompt(prompt: str | None, ids: str | None) -> str | list[int]:
     if prompt is None and sys.stdin.isatty():
         raise InvalidParameter("prompt", "", "a text as argument or on standard input, or --ids 1,2,3")
     return sys.stdin.read()
+
+
+def _read_bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise InvalidParameter("logit_bias", text, "ID=VALUE, a token id and a number: 42=-100") from error
+
+
+def _text_or_file(schema: str | None) -> str | None:
+    """Return a schema that was given as text or as the name of a file."""
+    return schema if schema is None or schema.lstrip().startswith("{") else _read_file("json_schema", schema)
+
+
+def _read_file(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InvalidParameter(name, path, f"a file that can be read ({error})") from error
+
+
+def _show_samples(generations: list[Generation], as_json: bool) -> None:
+    if as_json:
+        _print_json([generation_json(generation) for generation in generations])
+        return
+    shown: Callable[[str], str] = for_terminal if sys.stdout.isatty() else str
+    for generation in generations:
+        print(shown(generation.text), flush=True)
+        _to_people().print(summary_line(generation), style="dim", markup=False, highlight=False)
 
 
 def _stream(

@@ -18,7 +18,7 @@ from swarm_net.errors import NoRoute
 from swarm_net.links import Clock, PeerId
 from swarm_net.manifest import Manifest
 from swarm_net.messages import ModelId
-from swarm_net.records import Record
+from swarm_net.records import GRAMMAR_EXTENSION, Record
 from swarm_net.routing import Route, route
 from swarm_net.snapshot import Snapshot
 
@@ -31,10 +31,24 @@ class Needs:
 
     max_tokens: int  # room for so many
     codec: CodecChoice = "raw"
+    grammar: bool = False
 
     def met_by(self, record: Record) -> bool:
         """Whether a node may stand in the route at all."""
         return self.codec != "int8" or "int8" in record.codecs
+
+    def met_at_end_by(self, record: Record) -> bool:
+        """Whether a node may be the last hop, which draws the tokens."""
+        return not self.grammar or GRAMMAR_EXTENSION in record.extensions
+
+    @property
+    def extra(self) -> str:
+        """The extra of the package that a node lacks, if it is that."""
+        return "structured" if self.grammar else ""
+
+    def __str__(self) -> str:
+        wanted = ["structured output"] * self.grammar + [f"the codec {self.codec}"] * (self.codec == "int8")
+        return " and ".join(wanted)
 
 
 @dataclass(slots=True)
@@ -65,6 +79,7 @@ class Connection:
             exclude=frozenset(PeerId(peer) for peer in exclude),
             max_tokens=needs.max_tokens,
             spread=ROUTE_SPREAD,
+            may_end=needs.met_at_end_by,
         )
 
     async def choose_first(self, needs: Needs) -> Route:
@@ -80,4 +95,4 @@ class Connection:
         except NoRoute:
             plain = Needs(max_tokens=needs.max_tokens)
             self.choose(plain, exclude=frozenset(), prefer_numeric_class=None)  # raises where nothing leads through
-            raise NotOffered(f"the codec {needs.codec}") from None
+            raise NotOffered(str(needs), needs.extra) from None

@@ -230,11 +230,15 @@ class NotOffered(ClientError):
     """The model is served, but not by nodes that can do what was asked."""
 
     feature: str
+    extra: str = ""  # what a node's install needs for it
 
     def __str__(self) -> str:
         return f"no route of this model offers {self.feature}"
 
     def remedy(self) -> str:
+        if self.extra:
+            able = f"pip install 'swarm-inference[node,{self.extra}]' on the machine that serves the last blocks"
+            return f"do without it, or let a node join that can do it: {able}"
         return "do without it, or try again when other nodes have joined"
 
 

@@ -99,6 +99,7 @@ class LiveSession:
             codec=codec,
             numeric_class=numeric_class,
             prefix=prefix,
+            must=sampling.critical,
             deadline_ms=int(deadline_s * 1000),
         )
         self._prefix_tokens = len(prefix) * PREFIX_CHUNK_TOKENS

@@ -31,7 +31,7 @@ from swarm_client.errors import (
 from swarm_client.local_model import local_directory, revision_of
 from swarm_client.model_files import ModelFiles, default_cache_dir, load_model_files
 from swarm_client.ngram import NGramDrafter
-from swarm_client.parameters import Arguments, Asked, Parameters, resolve
+from swarm_client.parameters import Arguments, Asked, Parameters, resolve, resolve_samples
 from swarm_client.prompts import IdsPrompt, OnePrompt, Prompt, Prompts, TextPrompt, read_prompt, read_prompts
 from swarm_client.results import Generation
 from swarm_client.token_stream import TokenStream
@@ -138,14 +138,16 @@ class AsyncRemoteModel:
         read = read_prompts(prompt)
         if not isinstance(read, list):
             return await _drained(self._stream(read, asked))
-        streams = [self._stream(one, asked) for one in read]
-        turns = asyncio.Semaphore(MAX_SESSIONS_AT_ONCE)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(_in_turn(stream, turns)) for stream in streams]
-        except* Exception as errors:
-            raise first_of(errors) from None
-        return [task.result() for task in running]
+        return await _together([self._stream(one, asked) for one in read])
+
+    async def samples(self, prompt: Prompt, n: int, **arguments: Unpack[Arguments]) -> list[Generation]:
+        """Continue one prompt `n` times at once, with the seeds `seed`, `seed + 1`, ...; errors as in `generate`.
+
+        Sample i is what `generate` gives with the seed `seed + i`. Greedy decoding gives the same text n times.
+        """
+        several = resolve_samples(Asked(**arguments), n, self._files.sampling, self._connection.entropy)
+        read = read_prompt(prompt)
+        return await _together([self._stream_with(read, parameters) for parameters in several])
 
     def stream(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> TokenStream:
         """Return the tokens of one continuation as they come; arguments and errors as in `generate`.
@@ -162,9 +164,11 @@ class AsyncRemoteModel:
         return await self._connection.choose_first(Needs(max_tokens=max_tokens))
 
     def _stream(self, prompt: OnePrompt, asked: Asked) -> TokenStream:
+        return self._stream_with(prompt, resolve(asked, self._files.sampling, self._connection.entropy))
+
+    def _stream_with(self, prompt: OnePrompt, parameters: Parameters) -> TokenStream:
         if self._connection.is_closed:
             raise ModelClosed
-        parameters = resolve(asked, self._files.sampling, self._connection.entropy)
         manifest, tokenizer = self._connection.manifest, self._files.tokenizer
         if parameters.stop and tokenizer is None:
             raise NoTokenizer(str(self.model))
@@ -176,6 +180,9 @@ class AsyncRemoteModel:
             raise PromptTooLong(len(ids), limit)
         if foreign := next((token for token in ids if not 0 <= token < manifest.vocab_size), None):
             raise TokenOutsideVocabulary(foreign, manifest.vocab_size)
+        for biased in parameters.sampling.logit_bias:
+            if biased.token >= manifest.vocab_size:
+                raise TokenOutsideVocabulary(biased.token, manifest.vocab_size)
         room = limit - len(ids) + 1 if limit else parameters.max_new_tokens
         continuation = Continuation(
             ids,
@@ -213,6 +220,17 @@ class AsyncRemoteModel:
             raise NoChatTemplate(str(self.model))
         # The template writes the special tokens itself.
         return tokenizer.encode(template.render(prompt.messages), special_tokens=False)
+
+
+async def _together(streams: Sequence[TokenStream]) -> list[Generation]:
+    """Run streams at once, so many at most, and return their generations in order."""
+    turns = asyncio.Semaphore(MAX_SESSIONS_AT_ONCE)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(_in_turn(stream, turns)) for stream in streams]
+    except* Exception as errors:
+        raise first_of(errors) from None
+    return [task.result() for task in running]
 
 
 async def _in_turn(stream: TokenStream, turns: asyncio.Semaphore) -> Generation:

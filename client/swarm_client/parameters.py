@@ -8,23 +8,37 @@ Sampling without a seed draws one, and the result reports it: the same seed, pro
 whoever serves them. Several prompts with one given seed all use it; without one, each draws its own.
 """
 
+import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, TypeVar, get_args
+from typing import Any, TypedDict, TypeVar, get_args
+
+import msgspec
 
 from swarm_client.codec_choice import CodecChoice
 from swarm_client.drafts import Drafter
 from swarm_client.errors import InvalidParameter
 from swarm_client.generation_config import SamplingDefaults
-from swarm_net.messages import SamplingSpec
+from swarm_net.messages import (
+    MAX_BIASED_TOKENS,
+    MAX_GRAMMAR_BYTES,
+    Grammar,
+    GrammarKind,
+    SamplingSpec,
+    TokenBias,
+    encode_grammar,
+)
 
 DEFAULT_MAX_NEW_TOKENS = 256
 MAX_NEW_TOKENS = 1_000_000
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
-MAX_TOP_LOGPROBS = 32
+MAX_TOP_LOGPROBS = 20
+MAX_PENALTY = 2.0
+MAX_BIAS = 100.0
+MAX_SAMPLES = 64
 MAX_SEED = 2**63 - 1
 _DRAWN_SEED_BITS = 53  # a JSON reader that knows only doubles keeps it exact
 _ABOVE_ZERO = sys.float_info.min
@@ -46,6 +60,12 @@ class Arguments(TypedDict, total=False):
     logprobs: bool | int  # True: of the tokens; a number: of so many of the likeliest besides
     codec: CodecChoice | None  # of activations between nodes: "raw" (nothing is lost), "int8" or "auto"
     draft: str | Path | Drafter | None  # who guesses ahead: "ngram", a small model's directory or id, or one's own
+    frequency_penalty: float | None  # above 0: the more often a token is in the answer, the less likely it becomes
+    presence_penalty: float | None  # above 0: what is in the answer becomes less likely
+    logit_bias: Mapping[int, float] | None  # by token id; -100 all but forbids a token, 100 all but forces it
+    json_schema: str | Mapping[str, Any] | None  # the answer is JSON under this schema
+    regex: str | None  # the answer matches this expression as a whole
+    grammar: str | None  # the answer matches this grammar in xgrammar's EBNF, from its rule `root` on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +83,12 @@ class Asked:
     logprobs: bool | int = False
     codec: CodecChoice | None = None
     draft: str | Path | Drafter | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+    json_schema: str | Mapping[str, Any] | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +125,10 @@ def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], b
     _check_number("top_p", top_p, _ABOVE_ZERO, 1.0, "a number above 0 and up to 1 (1: off)")
     _check_number("min_p", min_p, 0.0, 1.0, "a number from 0 (off) to 1")
     _check_number("repetition_penalty", penalty, _ABOVE_ZERO, 100.0, "a number above 0 and up to 100 (1: off)")
+    frequency_penalty, presence_penalty = asked.frequency_penalty or 0.0, asked.presence_penalty or 0.0
+    off_or = f"a number from -{MAX_PENALTY:g} to {MAX_PENALTY:g} (0: off)"
+    _check_number("frequency_penalty", frequency_penalty, -MAX_PENALTY, MAX_PENALTY, off_or)
+    _check_number("presence_penalty", presence_penalty, -MAX_PENALTY, MAX_PENALTY, off_or)
     _check_int("top_k", top_k, 0, 2**31 - 1, "a whole number, 0 (off) or more")
     _check_int("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS, f"a whole number from 1 to {MAX_NEW_TOKENS}")
     if asked.seed is not None:
@@ -128,6 +158,10 @@ def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], b
             seed=seed or 0,
             logprobs=asked.logprobs is not False,
             top_logprobs=top_logprobs,
+            grammar=_read_grammar(asked),
+            frequency_penalty=float(frequency_penalty),
+            presence_penalty=float(presence_penalty),
+            logit_bias=_read_logit_bias(asked.logit_bias or {}),
         ),
         codec=codec,
         draft=_read_draft(asked.draft),
@@ -140,6 +174,61 @@ def _read_draft(draft: str | Path | Drafter | None) -> str | Drafter | None:
     if not isinstance(draft, str | Path) or not str(draft):
         raise InvalidParameter("draft", draft, '"ngram", "none", the directory of a small model, or a Drafter')
     return None if draft == "none" else str(draft)
+
+
+def resolve_samples(
+    asked: Asked, samples: int, defaults: SamplingDefaults, entropy: Callable[[int], bytes]
+) -> list[Parameters]:
+    """Return the parameters of several samples of one prompt: their seeds follow one another. Raises as `resolve`."""
+    _check_int("n", samples, 1, MAX_SAMPLES, f"a whole number from 1 to {MAX_SAMPLES}")
+    first = resolve(asked, defaults, entropy)
+    seeds = [None if first.seed is None else (first.seed + number) % (MAX_SEED + 1) for number in range(samples)]
+    return [
+        replace(first, seed=seed, sampling=msgspec.structs.replace(first.sampling, seed=seed or 0)) for seed in seeds
+    ]
+
+
+def _read_logit_bias(logit_bias: Mapping[int, float]) -> tuple[TokenBias, ...]:
+    allowed = f"up to {MAX_BIASED_TOKENS} token ids, each with a number from -{MAX_BIAS:g} to {MAX_BIAS:g}"
+    if not isinstance(logit_bias, Mapping) or len(logit_bias) > MAX_BIASED_TOKENS:
+        raise InvalidParameter("logit_bias", logit_bias, allowed)
+    for token, bias in logit_bias.items():
+        _check_int("logit_bias", token, 0, 2**31 - 1, allowed)
+        _check_number("logit_bias", bias, -MAX_BIAS, MAX_BIAS, allowed)
+    return tuple(TokenBias(token, float(bias)) for token, bias in sorted(logit_bias.items()))
+
+
+def _read_grammar(asked: Asked) -> bytes:
+    """Return the grammar's bytes, empty where none was asked for."""
+    kinds: dict[str, tuple[GrammarKind, object]] = {
+        "json_schema": ("json_schema", asked.json_schema),
+        "regex": ("regex", asked.regex),
+        "grammar": ("ebnf", asked.grammar),
+    }
+    given = [(name, kind, value) for name, (kind, value) in kinds.items() if value is not None]
+    if not given:
+        return b""
+    name, kind, value = given[0]
+    if len(given) > 1:
+        raise InvalidParameter(given[1][0], given[1][2], f"one of json_schema, regex and grammar; {name} is given too")
+    allowed = f"a text of 1 to {MAX_GRAMMAR_BYTES} bytes"
+    if name == "json_schema":
+        allowed = f"a JSON schema of at most {MAX_GRAMMAR_BYTES} bytes: an object, or its text"
+        value = _schema_text(value, allowed)
+    if not isinstance(value, str) or not 1 <= len(value.encode()) <= MAX_GRAMMAR_BYTES:
+        raise InvalidParameter(name, value, allowed)
+    return encode_grammar(Grammar(kind=kind, text=value))
+
+
+def _schema_text(schema: object, allowed: str) -> str:
+    try:
+        if isinstance(schema, str):
+            schema = json.loads(schema)
+        if not isinstance(schema, Mapping):
+            raise InvalidParameter("json_schema", schema, allowed)
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidParameter("json_schema", schema, allowed) from error
 
 
 def _read_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:

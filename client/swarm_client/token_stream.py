@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from swarm_client.codec_choice import Codec, choose_codec
 from swarm_client.connection import Connection, Needs
 from swarm_client.continuation import Continuation
@@ -81,8 +83,13 @@ class _Run:
         self._parameters = parameters
         limit = connection.manifest.max_position or continuation.prompt_tokens + parameters.max_new_tokens
         self._needs = Needs(
-            max_tokens=min(limit, continuation.prompt_tokens + parameters.max_new_tokens), codec=parameters.codec
+            max_tokens=min(limit, continuation.prompt_tokens + parameters.max_new_tokens),
+            codec=parameters.codec,
+            grammar=bool(parameters.sampling.grammar),
         )
+        self._sampling = parameters.sampling
+        if self._sampling.counts_answer:
+            self._sampling = msgspec.structs.replace(self._sampling, prompt_tokens=continuation.prompt_tokens)
         self._retries: list[Retry] = []
         self._times = StepTimes(connection.clock.monotonic())
         self._session: LiveSession | None = None
@@ -155,7 +162,7 @@ class _Run:
         )
         await session.open(
             max_tokens=self._needs.max_tokens,
-            sampling=self._parameters.sampling,
+            sampling=self._sampling,
             codec=self._codec,
             numeric_class=next(iter(classes)) if len(classes) == 1 else "",
             prefix=prefix_digests(known, revision=connection.model.revision, salt=connection.cache_salt),

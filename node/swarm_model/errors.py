@@ -22,6 +22,8 @@
         ├── ContextTooLong          more tokens than the model can hold
         ├── InvalidChunk            inputs of a wrong shape, type or value
         ├── InvalidActivations      activations that cannot be sent, or were not what they should be
+        ├── LogitsNotFinite         the model gave no numbers to choose by
+        ├── OutsideGrammar          the answer does not match its grammar, or matching takes too long
         └── InvalidSampling         a sampling parameter out of its range
 
 `code` crosses the wire with the fields and is never reused. Leaves are ordinary dataclasses, not frozen ones:
@@ -377,6 +379,35 @@ class InvalidActivations(ModelError):
 
     def remedy(self) -> str:
         return "take another route, or ask for the codec raw, which loses nothing"
+
+
+@dataclass(eq=False)
+class LogitsNotFinite(ModelError):
+    """The row of logits holds NaN or infinity: nothing can be chosen by it."""
+
+    code: ClassVar[str] = "logits_not_finite"
+    retry_elsewhere: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return "its logits are not finite"
+
+    def remedy(self) -> str:
+        return "take another route; if it happens everywhere, the checkpoint or its number format is broken"
+
+
+@dataclass(eq=False)
+class OutsideGrammar(ModelError):
+    """The tokens so far cannot be continued under the session's grammar."""
+
+    reason: str
+
+    code: ClassVar[str] = "outside_grammar"
+
+    def __str__(self) -> str:
+        return self.reason
+
+    def remedy(self) -> str:
+        return "correct the grammar, or make it simpler"
 
 
 @dataclass(eq=False)

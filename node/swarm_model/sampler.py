@@ -1,17 +1,20 @@
 """The choice of the next token from one row of logits.
 
 token = argmax over i of filter(logits / T)_i + Gumbel(seed, position, i): an exact sample of the filtered distribution
-(the Gumbel-max trick, Gumbel 1954), which depends on seed and position alone. The filters are transformers', in its
-order: repetition penalty, temperature, top-k, top-p, min-p. Ties go to the smaller token id. Log-probabilities are
-those of the model itself, before penalty, temperature and filters. Called by span.py with rows in float32 on the CPU.
+(the Gumbel-max trick, Gumbel 1954), which depends on seed and position alone. Before the filters come what a
+constraint allows, the biases of single tokens and the penalties; the filters are transformers', in its order:
+temperature, top-k, top-p, min-p. Ties go to the smaller token id. Log-probabilities are those of the model itself,
+before all of these. Called by verify.py with rows in float32 on the CPU.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from math import isfinite
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from swarm_model.errors import LogitsNotFinite
 from swarm_model.gumbel import MAX_GUMBEL, gumbel, hash_exceeding, noise_hashes
 from swarm_model.sampling_params import Sampling
 
@@ -23,23 +26,38 @@ SEED_CANDIDATES: Final = 64  # noise of this many of the likeliest tokens sets t
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A token, its log-probability, and the likeliest tokens with theirs, if they were asked for."""
+    """A token, and if they were asked for its log-probability, and the likeliest tokens with theirs."""
 
     token: int
-    logprob: float
+    logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits: Logits, sampling: Sampling, position: int, history: npt.NDArray[Any] | None = None) -> Sampled:
+class Constraint(Protocol):
+    """Says which tokens may come next; what it remembers may only save it work."""
+
+    def allowed(self, answer: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Return `[vocabulary]`: which tokens may follow these ids, at least one. Raises OutsideGrammar."""
+
+
+def sample(
+    logits: Logits,
+    sampling: Sampling,
+    position: int,
+    history: npt.NDArray[Any] | None = None,
+    constraint: Constraint | None = None,
+) -> Sampled:
     """Choose the token that will stand at `position`.
 
-    `logits` is `[vocabulary]` and is not changed; `history` holds all ids so far, for the repetition penalty.
+    `logits` is `[vocabulary]` and is not changed; `history` holds all ids so far, for penalties and the constraint.
+    Raises LogitsNotFinite, and what the constraint raises.
     """
-    scores = logits
-    if sampling.repetition_penalty != 1.0 and history is not None and len(history) > 0:
-        scores = _penalized(logits, history, sampling.repetition_penalty)
+    if not isfinite(logits.max()):  # one pass finds NaN too: it is greater than everything to numpy
+        raise LogitsNotFinite()
+    scores = _adjusted(logits, sampling, np.empty(0, np.int32) if history is None else history, constraint)
     token = int(scores.argmax()) if sampling.greedy else _draw(scores, sampling, position)
-    return Sampled(token, logprob_of(logits, token), top_logprobs(logits, sampling.top_logprobs))
+    logprob = logprob_of(logits, token) if sampling.logprobs or sampling.top_logprobs else None
+    return Sampled(token, logprob, top_logprobs(logits, sampling.top_logprobs))
 
 
 def logprob_of(logits: Logits, token: int) -> float:
@@ -59,6 +77,24 @@ def top_logprobs(logits: Logits, count: int) -> tuple[tuple[int, float], ...]:
 def _log_normalizer(logits: Logits) -> float:
     highest = logits.max()
     return float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+
+
+def _adjusted(logits: Logits, sampling: Sampling, history: npt.NDArray[Any], constraint: Constraint | None) -> Logits:
+    """Apply the constraint, the biases and the penalties; returns `logits` itself where there are none."""
+    scores, answer = logits, history[sampling.prompt_tokens :]
+    if constraint is not None:
+        scores = np.where(constraint.allowed(answer), scores, np.float32(-np.inf))
+    if sampling.logit_bias:
+        tokens, biases = zip(*sampling.logit_bias, strict=True)
+        scores = scores.copy()
+        np.add.at(scores, list(tokens), np.array(biases, np.float32))
+    if sampling.repetition_penalty != 1.0 and len(history) > 0:
+        scores = _penalized(scores, history, sampling.repetition_penalty)
+    if (sampling.frequency_penalty or sampling.presence_penalty) and len(answer) > 0:
+        seen, counts = np.unique(answer, return_counts=True)
+        scores = scores.copy()
+        scores[seen] -= counts.astype(np.float32) * sampling.frequency_penalty + sampling.presence_penalty
+    return scores
 
 
 def _penalized(logits: Logits, history: npt.NDArray[Any], penalty: float) -> Logits:

@@ -10,6 +10,8 @@ from typing import Final
 from swarm_model.errors import InvalidSampling
 
 MAX_TOP_LOGPROBS: Final = 20
+MAX_PENALTY: Final = 2.0
+MAX_BIAS: Final = 100.0
 COLDEST: Final = 1e-5  # below, differences of logits that are worth nothing outweigh any noise, and then overflow
 
 
@@ -19,7 +21,10 @@ class Sampling:
 
     `temperature` 0 (or next to it) takes the likeliest token; `top_k` 0, `top_p` 1 and `min_p` 0 filter nothing;
     `seed` keys the noise;
-    `top_logprobs` asks for that many of the likeliest tokens beside the chosen one.
+    `logprobs` asks for the chosen token's log-probability, `top_logprobs` also for that many of the likeliest tokens.
+    `frequency_penalty` and `presence_penalty` are those of OpenAI's interface: for each time that a token is in the
+    answer, and once for being there, so much is taken off its logit; the answer begins at position `prompt_tokens`.
+    `logit_bias` adds to the logits of single tokens.
     Raises InvalidSampling for a value out of range, NaN and infinities included.
     """
 
@@ -30,6 +35,11 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     top_logprobs: int = 0
+    logprobs: bool = False
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    prompt_tokens: int = 0
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "0 to 100")
@@ -41,6 +51,14 @@ class Sampling:
         _check(
             "top_logprobs", self.top_logprobs, 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"0 to {MAX_TOP_LOGPROBS}"
         )
+        for name in ("frequency_penalty", "presence_penalty"):
+            _check(
+                name, getattr(self, name), abs(getattr(self, name)) <= MAX_PENALTY, f"-{MAX_PENALTY} to {MAX_PENALTY}"
+            )
+        for token, bias in self.logit_bias:
+            _check("logit_bias", token, token >= 0, "token ids")
+            _check("logit_bias", bias, abs(bias) <= MAX_BIAS, f"-{MAX_BIAS} to {MAX_BIAS}")
+        _check("prompt_tokens", self.prompt_tokens, self.prompt_tokens >= 0, "0 and above")
         for field in fields(self):
             if isinstance(field.default, int) and not isinstance(getattr(self, field.name), int):
                 raise InvalidSampling(field.name, getattr(self, field.name), "whole numbers")

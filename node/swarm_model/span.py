@@ -39,7 +39,7 @@ from swarm_model.pages import OutOfPages, PageTable, SessionKey
 from swarm_model.prequantized import expands
 from swarm_model.quantization import format_for
 from swarm_model.quantized_loading import load_quantized
-from swarm_model.sampler import Sampled
+from swarm_model.sampler import Constraint, Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.session_kv import SessionKV
 from swarm_model.sizing import DtypeName, QuantizationName, require_memory
@@ -62,7 +62,7 @@ were right, or None where none were asked for; or the error because of which it 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """How to choose the token behind a chunk; `history` is all ids so far, needed for a repetition penalty alone.
+    """How to choose the token behind a chunk; `history` is all ids so far, for penalties and the constraint alone.
 
     `drafts` are the chunk's last tokens where they are guesses: see verify.py.
     """
@@ -70,6 +70,7 @@ class SampleRequest:
     sampling: Sampling
     history: npt.NDArray[np.integer[Any]] | None = None
     drafts: Sequence[int] = ()
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,8 +289,13 @@ class Span:
             for number, request in asking:
                 own = logits[first : first + len(request.drafts) + 1]
                 position = chunks[number].position + counts[number] - len(request.drafts)
-                outputs[places[number]] = judge(own, request.drafts, request.sampling, position, request.history)
                 first += len(own)
+                try:
+                    outputs[places[number]] = judge(
+                        own, request.drafts, request.sampling, position, request.history, request.constraint
+                    )
+                except ModelError as error:
+                    outputs[places[number]] = error
 
 
 def load_span(

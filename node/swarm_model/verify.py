@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from swarm_model.sampler import Sampled, sample
+from swarm_model.sampler import Constraint, Sampled, sample
 from swarm_model.sampling_params import Sampling
 
 
@@ -21,6 +21,7 @@ def judge(
     sampling: Sampling,
     position: int,
     history: npt.NDArray[Any] | None = None,
+    constraint: Constraint | None = None,
 ) -> tuple[Sampled, ...]:
     """Draw the tokens that stand at `position` and behind it, for as long as the drafts are right.
 
@@ -30,7 +31,7 @@ def judge(
     drawn: list[Sampled] = []
     for place, row in enumerate(logits):
         known = None if history is None else history[: len(history) - len(drafts) + place]
-        drawn.append(sample(row, sampling, position + place, known))
+        drawn.append(sample(row, sampling, position + place, known, constraint))
         if place == len(drafts) or drawn[-1].token != drafts[place]:
             break
     return tuple(drawn)

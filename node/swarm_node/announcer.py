@@ -15,7 +15,7 @@ from swarm_net.errors import NetError
 from swarm_net.identity import Identity
 from swarm_net.links import Clock
 from swarm_net.messages import Load, ModelId
-from swarm_net.records import Record, State, sign
+from swarm_net.records import GRAMMAR_EXTENSION, Record, State, sign
 from swarm_node.executor import SpanFacts
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Announcement:
     decode_tokens_per_s: float
     software: str
     region: str = ""
+    takes_grammar: bool = False
 
 
 class Announcer:
@@ -90,6 +91,7 @@ class Announcer:
             region=says.region,
             block_digests=b"".join(facts.block_digests),
             software=says.software,
+            extensions={GRAMMAR_EXTENSION: b""} if says.takes_grammar else {},
         )
 
     async def publish(self, state: State = "online", *, timeout_s: float = PUBLISH_TIMEOUT_S) -> bool:

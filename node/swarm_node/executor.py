@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from swarm_model.sampler import Constraint
 from swarm_net.links import Body
 from swarm_net.messages import SamplingSpec
 from swarm_net.records import Rewind
@@ -23,7 +24,7 @@ INT8_GROUP = 64  # values that share one scale of two bytes in the codec `int8`
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Draw the token behind a piece; `history` holds every id up to there, where the penalties need it.
+    """Draw the token behind a piece; `history` holds every id up to there, where penalties or the constraint need it.
 
     `drafts` are the piece's last tokens where they are guesses: then draw behind the token before them too, and behind
     each of them for as long as the drawn token is the guess.
@@ -32,6 +33,7 @@ class Draw:
     sampling: SamplingSpec
     history: NDArray[np.int32] | None = None  # [position + count]
     drafts: tuple[int, ...] = ()
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ from swarm_net.session_errors import (
 from swarm_net.tasks import TaskScope
 from swarm_node.compute import Adopt, Command, Compute, Drop, Hold, Ran, Release, Void
 from swarm_node.executor import Prefix, SpanFacts
+from swarm_node.grammar_compiler import Grammars
 from swarm_node.scheduler import Work
 from swarm_node.sessions import Session, SessionTable
 
@@ -99,15 +100,17 @@ class Node:
         model: ModelId,
         clock: Clock,
         limits: NodeLimits = NodeLimits(),
+        grammars: Grammars | None = None,
     ) -> None:
         self.facts = facts
         self.model = model
-        self.table = SessionTable(facts, endpoint.peer, model.revision, model.name)
+        self.table = SessionTable(facts, endpoint.peer, model.revision, model.name, grammars is not None)
         self.served = Served()
         self._endpoint = endpoint
         self._compute = compute
         self._clock = clock
         self._limits = limits
+        self._grammars = grammars
         self._openings: dict[bytes, _Opening] = {}
         self._commands: list[Command] = []
         self._busy = BusyShare()
@@ -233,6 +236,9 @@ class Node:
                 raise HopUnreachable(target=message.client, reason="the client has no link to the last hop")
             session.reply = reply
             reply.keep_warm(1)
+            if message.sampling.grammar:
+                assert self._grammars is not None, "the table refuses grammars that nobody can compile"
+                session.constraint = await self._grammars.constraint(message.sampling.grammar)
             return ()
         for lane in LANES:
             link = await self._endpoint.link(

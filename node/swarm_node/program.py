@@ -33,6 +33,7 @@ from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.data_dir import DataDir, default_base
 from swarm_node.errors import BadSetting
+from swarm_node.grammar_compiler import GrammarCompiler
 from swarm_node.joining import announced, libp2p_listen, listen, reach
 from swarm_node.node import Node, NodeLimits
 from swarm_node.operator import serve_operator
@@ -126,6 +127,11 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         facts = executor.facts
         turns = Turns(facts.pool_tokens, facts.page_size) if facts.swapped_tokens else None
         compute = ComputeThread(executor, Scheduler(turns=turns), clock)
+        grammars = None
+        stop_ids, tokenizer_file = manifest.eos_token_ids, checkpoint.directory / "tokenizer.json"
+        if span[1] == manifest.num_blocks and GrammarCompiler.is_possible(tokenizer_file, stop_ids):
+            compiler = GrammarCompiler(tokenizer_file, facts.vocab_size, stop_ids)
+            grammars = await stack.enter_async_context(compiler)
         node = Node(
             endpoint=endpoint,
             compute=compute,
@@ -137,6 +143,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
                 prefix_sharing=settings.share_prefixes,
                 prefill_tokens_per_s=rates.prefill_tokens_per_s,
             ),
+            grammars=grammars,
         )
         announcer = Announcer(
             Announcement(
@@ -147,6 +154,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
                 decode_tokens_per_s=rates.decode_tokens_per_s,
                 software=f"{PACKAGE}/{release()}",
                 region=settings.region,
+                takes_grammar=grammars is not None,
             ),
             identity=identity,
             directory=directory,

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from swarm_model.sampler import Constraint
+from swarm_model.sampling_params import MAX_BIAS, MAX_PENALTY
 from swarm_net.links import Body, Link, PeerId
 from swarm_net.messages import HopSpec, Lane, Open, Step
 from swarm_net.session_errors import (
@@ -52,8 +54,9 @@ class Session:
     newest: tuple[int, int, int] = (0, -1, -1)  # (epoch, frame, position) of the newest accepted step
     tail: int = 0  # tokens cached once everything accepted has run
     waiting_tokens: int = 0  # accepted here, and neither run nor voided yet
-    ids: NDArray[np.int32] | None = None  # [tail], every token, where a penalty needs them
+    ids: NDArray[np.int32] | None = None  # [tail], every token, where penalties or a grammar need them
     newest_candidate: int = 0
+    constraint: Constraint | None = None  # of the session's grammar; on the last hop alone
 
     @property
     def hop(self) -> int:
@@ -99,6 +102,7 @@ class SessionTable:
     peer: PeerId
     revision: str
     model: str
+    takes_grammar: bool = False
     sessions: dict[bytes, Session] = field(default_factory=dict)
     ending: set[bytes] = field(default_factory=set)  # removed and not yet released: their ids are still taken
     kv_promised: int = 0
@@ -128,7 +132,7 @@ class SessionTable:
             raise KVFull(tokens_needed=message.max_tokens, tokens_free=self.kv_free, tokens_total=facts.kv_tokens)
 
         session = Session(message.session, message, link, pages * facts.page_size, touched_s=now_s)
-        if message.sampling.repetition_penalty != 1.0:
+        if message.sampling.needs_ids:
             session.ids = np.empty(0, np.int32)
         self.kv_promised += session.kv_tokens
         self.sessions[session.id] = session
@@ -155,7 +159,7 @@ class SessionTable:
             raise Unsupported(feature=f"activations in {message.hops[message.hop - 1].dtype}")
         if message.adapter:
             raise Unsupported(feature=f"adapter {message.adapter}")
-        if sampling.grammar:
+        if sampling.grammar and not self.takes_grammar and message.hop == len(message.hops) - 1:
             raise Unsupported(feature="grammar")
         if message.standby:
             raise Unsupported(feature="standby")
@@ -166,9 +170,15 @@ class SessionTable:
             and 0.0 < sampling.top_p <= 1.0
             and 0.0 <= sampling.min_p <= 1.0
             and 0.01 <= sampling.repetition_penalty <= 100.0
+            and abs(sampling.frequency_penalty) <= MAX_PENALTY
+            and abs(sampling.presence_penalty) <= MAX_PENALTY
+            and all(abs(biased.bias) <= MAX_BIAS for biased in sampling.logit_bias)
+            and sampling.prompt_tokens <= message.max_tokens
         )
         if not in_range:  # also what is not a number
             raise BadStep(reason="sampling values out of range")
+        if any(biased.token >= self.facts.vocab_size for biased in sampling.logit_bias):
+            raise BadStep(reason=f"a bias for a token id outside 0..{self.facts.vocab_size - 1}")
 
     def find(self, session: bytes, sender: PeerId) -> Session:
         """Return a session that the sender may send steps to; raises SessionUnknown, also to keep others' secret."""
@@ -191,7 +201,7 @@ class SessionTable:
         draw = None
         if step.sample and session.is_last:
             drafts = tuple(candidate.token for candidate in step.candidates)
-            draw = Draw(session.open.sampling, session.ids, drafts)
+            draw = Draw(session.open.sampling, session.ids, drafts, session.constraint)
 
         session.newest, session.epoch = order, step.epoch
         if step.candidates:
@@ -244,7 +254,7 @@ class SessionTable:
             return
         raw_ids = data if session.is_first else step.token_ids
         if len(raw_ids) != 4 * step.count:
-            raise BadStep(reason="a repetition penalty needs the token ids of each step")
+            raise BadStep(reason="penalties and grammars need the token ids of each step")
         ids = np.frombuffer(raw_ids, "<i4").tolist()  # plain integers: of one id, numpy's reductions cost the most
         if min(ids) < 0 or max(ids) >= self.facts.vocab_size:
             raise BadStep(reason=f"a token id outside 0..{self.facts.vocab_size - 1}")
@@ -272,7 +282,7 @@ class SessionTable:
             newest = parent = candidate.id
 
     def _ids(self, session: Session, step: Step, data: memoryview) -> NDArray[np.int32] | None:
-        """The step's token ids, if a penalty at the last hop needs them."""
+        """The step's token ids, if penalties or a grammar at the last hop need them."""
         if session.ids is None:
             return None
         return np.frombuffer(data if session.is_first else step.token_ids, "<i4")

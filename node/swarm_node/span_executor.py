@@ -7,19 +7,18 @@ Owns the way between the wire's bodies and tensors, and the measurement of what 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import numpy as np
 import torch
 
 from swarm_model import int8_codec
-from swarm_model.errors import InvalidActivations, ModelError
+from swarm_model.errors import InvalidActivations, ModelError, OutsideGrammar
 from swarm_model.prefixes import CHUNK_TOKENS
 from swarm_model.sampling_params import Sampling
 from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
 from swarm_net.messages import SamplingSpec
 from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
-from swarm_net.session_errors import ComputeFailed
+from swarm_net.session_errors import ComputeFailed, GrammarRefused
 from swarm_node.executor import Draw, Drawn, Output, Piece, Prefix, SpanFacts
 
 assert CHUNK_TOKENS == PREFIX_CHUNK_TOKENS
@@ -102,16 +101,18 @@ def _output(output: torch.Tensor | tuple[Sampled, ...] | ModelError | None, code
             return ComputeFailed(reason="its activations are not finite")
         return output.view(torch.uint8).numpy().data.cast("B")
     if isinstance(output, tuple):
-        if not all(isfinite(one.logprob) for one in output):
-            return ComputeFailed(reason="its logits are not finite")
         return tuple(Drawn(one.token, one.logprob, one.top) for one in output)
+    if isinstance(output, OutsideGrammar):
+        return GrammarRefused(reason=str(output))
     if isinstance(output, ModelError):
         return ComputeFailed(reason=str(output))  # the node's checks should have caught it
     return None
 
 
 def _request(draw: Draw | None) -> SampleRequest | None:
-    return None if draw is None else SampleRequest(sampling_of(draw.sampling), draw.history, draw.drafts)
+    if draw is None:
+        return None
+    return SampleRequest(sampling_of(draw.sampling), draw.history, draw.drafts, draw.constraint)
 
 
 def sampling_of(spec: SamplingSpec) -> Sampling:
@@ -124,6 +125,11 @@ def sampling_of(spec: SamplingSpec) -> Sampling:
         repetition_penalty=spec.repetition_penalty,
         seed=spec.seed,
         top_logprobs=spec.top_logprobs,
+        logprobs=spec.logprobs,
+        frequency_penalty=spec.frequency_penalty,
+        presence_penalty=spec.presence_penalty,
+        logit_bias=tuple((biased.token, biased.bias) for biased in spec.logit_bias),
+        prompt_tokens=spec.prompt_tokens,
     )
 
 

@@ -4,6 +4,7 @@ Owns the schema of protocol version 1 and the codec between bytes and typed mess
 act on them. A header is one MessagePack map whose key `t` names the message. Defaults are left out of the bytes, so a
 field that is reserved for later costs nothing until it is used. Fields that a receiver does not know are ignored,
 unless the sender lists them in `must`: then `decode` refuses the message (`NotUnderstood`) and no half of it is done.
+A field inside a part is named with it: `sampling.logit_bias`.
 
     link        Hello Welcome                         and the empty frame: a heartbeat
     discovery   Lookup Records  Publish Published  Models ModelList  Fetch File
@@ -32,6 +33,8 @@ MAX_HOPS = 64
 MAX_ADDRESSES = 8
 MAX_RECORDS = 512
 MAX_MODELS = 256
+MAX_BIASED_TOKENS = 300
+MAX_GRAMMAR_BYTES = 16_000
 
 PeerIdText = Annotated[str, Meta(min_length=1, max_length=64)]
 AddressText = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -190,8 +193,28 @@ class HopSpec(Part, kw_only=True, frozen=True):
     sealed: Sealed = b""
 
 
+class TokenBias(Struct, array_like=True, frozen=True):
+    """What is added to the logit of one token."""
+
+    token: Token
+    bias: float
+
+
+GrammarKind = Literal["json_schema", "regex", "ebnf"]
+
+
+class Grammar(Part, kw_only=True, frozen=True):
+    """What the answer has to match as a whole; travels as the bytes of `SamplingSpec.grammar`."""
+
+    kind: GrammarKind
+    text: Annotated[str, Meta(max_length=MAX_GRAMMAR_BYTES)]
+
+
 class SamplingSpec(Part, kw_only=True, frozen=True):
-    """How the last hop draws tokens (protocol.md, "Sampling"); temperature 0 is greedy."""
+    """How the last hop draws tokens (protocol.md, "Sampling"); temperature 0 is greedy.
+
+    Penalties by frequency and presence, and the grammar, count the answer alone: the tokens from `prompt_tokens` on.
+    """
 
     temperature: float = 0.0
     top_k: Count = 0
@@ -202,6 +225,26 @@ class SamplingSpec(Part, kw_only=True, frozen=True):
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
     grammar: Blob = b""
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Annotated[tuple[TokenBias, ...], Meta(max_length=MAX_BIASED_TOKENS)] = ()
+    prompt_tokens: Count = 0
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether the last hop has to know the id of every token."""
+        return self.repetition_penalty != 1.0 or self.counts_answer
+
+    @property
+    def counts_answer(self) -> bool:
+        """Whether the last hop has to know where the answer begins."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.grammar)
+
+    @property
+    def critical(self) -> Names:
+        """What an opening with these values has to list in `must`: a peer that ignored it would draw other tokens."""
+        added = ("frequency_penalty", "presence_penalty", "logit_bias", "prompt_tokens")
+        return tuple(f"sampling.{name}" for name in added if getattr(self, name))
 
 
 Edges = Literal["remote", "local"]
@@ -504,8 +547,30 @@ def decode(header: bytes | bytearray | memoryview) -> AnyMessage:
         message = _decode(header)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise Malformed(what="message", reason=str(error)) from error
-    if message.must:
-        known = message.__struct_fields__
-        if unknown := [name for name in message.must if name not in known]:
-            raise NotUnderstood(message=type(message).__name__, fields=tuple(unknown))
+    if message.must and (unknown := [name for name in message.must if not _knows(message, name)]):
+        raise NotUnderstood(message=type(message).__name__, fields=tuple(unknown))
     return message
+
+
+def _knows(value: object, name: str) -> bool:
+    """Whether a message has a field, or its part has the field behind the dot."""
+    field, dot, inner = name.partition(".")
+    if not isinstance(value, Struct) or field not in value.__struct_fields__:
+        return False
+    return not dot or _knows(getattr(value, field), inner)
+
+
+_decode_grammar = msgspec.msgpack.Decoder(Grammar).decode
+
+
+def encode_grammar(grammar: Grammar) -> bytes:
+    """Return the bytes of `SamplingSpec.grammar`."""
+    return _encode(grammar)
+
+
+def decode_grammar(data: bytes) -> Grammar:
+    """Return the grammar in `SamplingSpec.grammar`. Raises Malformed."""
+    try:
+        return _decode_grammar(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise Malformed(what="grammar", reason=str(error)) from error

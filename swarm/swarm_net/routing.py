@@ -84,11 +84,13 @@ def route(
     max_tokens: int = 0,
     rtt_s: Mapping[PeerId, float] | None = None,
     spread: float = 0.0,
+    may_end: Callable[[Record], bool] = lambda record: True,
 ) -> Route:
     """Return the cheapest route through these nodes; `max_tokens` is what a session needs room for.
 
     With `spread` each node's cost is raised by chance, by that share on average: clients who know the same then choose
-    differently among nodes that are about as good, instead of all going to the best one.
+    differently among nodes that are about as good, instead of all going to the best one. `may_end` says whether a node
+    may be the last hop; others may still come before it.
 
     Raises NoRoute with exactly the ranges of blocks that no node serves; where all are served but weights differ so
     that no route is consistent, with the blocks in dispute.
@@ -111,7 +113,7 @@ def route(
         return hop_s(record, blocks, known_rtt_s) * factors.get(record.peer, 1.0)
 
     for pool in (roomy, serving):
-        if found := _best_in_classes(pool, num_blocks, prefer_numeric_class, price_s, rng):
+        if found := _best_in_classes(pool, num_blocks, prefer_numeric_class, price_s, rng, may_end):
             expected_s = sum(
                 price_s(hop.record, hop.end - hop.start) / factors.get(hop.peer, 1.0) for hop in found.hops
             )  # what chance added is no delay
@@ -145,17 +147,26 @@ def _has_room(record: Record, max_tokens: int) -> bool:
 
 
 def _best_in_classes(
-    pool: list[Record], num_blocks: int, preferred: str | None, price_s: _Price, rng: Randomness
+    pool: list[Record],
+    num_blocks: int,
+    preferred: str | None,
+    price_s: _Price,
+    rng: Randomness,
+    may_end: Callable[[Record], bool],
 ) -> "_Found | None":
     classes: dict[str, list[Record]] = defaultdict(list)
     for record in pool:
         classes[record.numeric_class].append(record)
-    if preferred in classes and (found := _Search(classes[preferred], num_blocks, price_s, rng).best()):
+
+    def best(members: list[Record]) -> _Found | None:
+        return _Search(members, num_blocks, price_s, rng, may_end).best()
+
+    if preferred in classes and (found := best(classes[preferred])):
         return found
-    alone = [found for members in classes.values() if (found := _Search(members, num_blocks, price_s, rng).best())]
+    alone = [found for members in classes.values() if (found := best(members))]
     if alone:
         return min(alone, key=lambda found: (found.cost_ns, rng.random()))
-    return _Search(pool, num_blocks, price_s, rng).best() if len(classes) > 1 else None
+    return best(pool) if len(classes) > 1 else None
 
 
 def _conflicts(records: Sequence[Record]) -> dict[str, frozenset[str]]:
@@ -215,7 +226,14 @@ class _Partial:
 class _Search:
     """The cheapest chain of hops through one set of candidates."""
 
-    def __init__(self, records: Sequence[Record], num_blocks: int, price_s: _Price, rng: Randomness) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        num_blocks: int,
+        price_s: _Price,
+        rng: Randomness,
+        may_end: Callable[[Record], bool],
+    ) -> None:
         self._num_blocks = num_blocks
         self._rng = rng
         self._conflicts = _conflicts(records)
@@ -224,7 +242,14 @@ class _Search:
         boundaries = sorted({0, *starts, *(record.end for record in records)})
         self._entered: dict[int, list[tuple[Record, list[tuple[int, int]]]]] = {
             boundary: [
-                (record, _exits(record, boundary, starts, price_s))
+                (
+                    record,
+                    [
+                        (end, cost_ns)
+                        for end, cost_ns in _exits(record, boundary, starts, price_s)
+                        if end < num_blocks or may_end(record)
+                    ],
+                )
                 for record in records
                 if record.start <= boundary < record.end
             ]

@@ -15,6 +15,7 @@
     ├── SessionFull         the step goes beyond what was reserved              never
     ├── ContextTooLong      beyond what the model can attend to                 never
     ├── BadStep             a step that contradicts its session or itself       never
+    ├── GrammarRefused      a grammar that is invalid, too large, or that the answer does not match  never
     └── Unsupported         something asked for that this node cannot do        elsewhere
 
 `to_failure` and `from_failure` map them to `messages.Failure` and back; an unknown code arrives as RemoteError.
@@ -287,6 +288,22 @@ class BadStep(SessionError):
 
 
 @dataclass(eq=False)
+class GrammarRefused(SessionError):
+    """What the answer should match cannot be used: invalid, too slow, or not what the tokens so far match."""
+
+    reason: str
+
+    code: ClassVar[str] = "grammar_refused"
+    retry: ClassVar[Retry] = "never"
+
+    def text(self) -> str:
+        return f"the grammar cannot be used: {self.reason}"
+
+    def remedy(self) -> str:
+        return "correct it, or make it smaller and simpler"
+
+
+@dataclass(eq=False)
 class Unsupported(SessionError):
     """Something asked for that this node cannot do: a codec, an adapter, a grammar."""
 
@@ -337,6 +354,7 @@ _LEAVES: dict[str, type[SessionError]] = {
         SessionFull,
         ContextTooLong,
         BadStep,
+        GrammarRefused,
         Unsupported,
     )
 }

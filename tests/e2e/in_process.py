@@ -30,6 +30,7 @@ from swarm_net.records import sign
 from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.executor import Output, Piece, Prefix
+from swarm_node.grammar_compiler import Grammars
 from swarm_node.node import Node
 from swarm_node.scheduler import Scheduler
 from swarm_node.span_executor import SpanExecutor
@@ -67,6 +68,7 @@ class InProcessSwarm:
     checkpoint: Checkpoint
     manifest: Manifest
     stack: AsyncExitStack
+    grammars: Grammars | None
     network: MemoryNetwork = field(default_factory=MemoryNetwork)
     store: MemoryStore = field(default_factory=lambda: MemoryStore(SystemClock()))
     addresses: list[str] = field(default_factory=list)
@@ -82,6 +84,7 @@ class InProcessSwarm:
         kv_bytes: int = KV_BYTES,
         swap_bytes: int = 0,
         record: Mapping[str, object] | None = None,
+        takes_grammar: bool = True,
     ) -> None:
         """Serve blocks [start, end); `record` changes fields of what the node says about itself."""
         identity, clock = Identity.generate(), SystemClock()
@@ -100,16 +103,18 @@ class InProcessSwarm:
         )
         executor = CountingExecutor(SpanExecutor(span, swap_bytes=swap_bytes))
         turns = Turns(executor.facts.pool_tokens, executor.facts.page_size) if swap_bytes else None
+        grammars = self.grammars if takes_grammar and end == self.manifest.num_blocks else None
         node = Node(
             endpoint=endpoint,
             compute=ComputeThread(executor, Scheduler(turns=turns), clock),
             facts=executor.facts,
             model=model,
             clock=clock,
+            grammars=grammars,
         )
         await stack.enter_async_context(node)
         announcer = Announcer(
-            Announcement(model, executor.facts, listener.addresses, 1000.0, 100.0, "test"),
+            Announcement(model, executor.facts, listener.addresses, 1000.0, 100.0, "test", "", grammars is not None),
             identity=identity,
             directory=directory,
             libp2p=tuple,
@@ -136,9 +141,11 @@ class InProcessSwarm:
 
 
 @asynccontextmanager
-async def in_process_swarm(directory: Path, *spans: tuple[int, int]) -> AsyncIterator[InProcessSwarm]:
+async def in_process_swarm(
+    directory: Path, *spans: tuple[int, int], grammars: Grammars | None = None
+) -> AsyncIterator[InProcessSwarm]:
     async with AsyncExitStack() as stack:
-        swarm = InProcessSwarm(directory, Checkpoint.open(directory), manifest_of(directory), stack)
+        swarm = InProcessSwarm(directory, Checkpoint.open(directory), manifest_of(directory), stack, grammars)
         for start, end in spans:
             await swarm.start(start, end)
         yield swarm

@@ -1,5 +1,6 @@
 """The sampler: its distribution, its filters against transformers', and what it must not depend on."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from swarm_model.errors import InvalidSampling
+from swarm_model.errors import InvalidSampling, LogitsNotFinite
 from swarm_model.gumbel import MAX_GUMBEL, gumbel, hash_exceeding, noise_hashes
 from swarm_model.sampler import sample, top_logprobs
 from swarm_model.sampling_params import Sampling
@@ -143,6 +144,90 @@ def test_looking_at_the_hopeful_alone_finds_the_winner(seed: int, spread: float)
     assert sample(logits, Sampling(temperature=1.0, seed=seed), 3).token == int(totals.argmax())
 
 
+def openai_penalties(logits: np.ndarray, answer: list[int], frequency: float, presence: float) -> np.ndarray:
+    """mu[j] - c[j] * frequency - (c[j] > 0) * presence, c[j] counting the answer, as OpenAI's reference states it."""
+    scores = logits.copy()
+    for token in range(len(scores)):
+        count = answer.count(token)
+        scores[token] -= np.float32(count * frequency + (count > 0) * presence)
+    return scores
+
+
+@given(
+    seed=st.integers(0, 1000),
+    prompt=st.lists(st.integers(0, 39), max_size=10),
+    answer=st.lists(st.integers(0, 39), max_size=30),
+    frequency=st.sampled_from((-2.0, -0.5, 0.0, 1.0, 2.0)),
+    presence=st.sampled_from((-1.0, 0.0, 0.75, 2.0)),
+    bias=st.dictionaries(st.integers(0, 39), st.sampled_from((-100.0, -1.5, 2.0)), max_size=5),
+)
+def test_penalties_and_biases_are_openais(
+    seed: int, prompt: list[int], answer: list[int], frequency: float, presence: float, bias: dict[int, float]
+) -> None:
+    logits = some_logits(seed, 40)
+    asked = {"temperature": 1.0, "seed": seed}
+    sampling = Sampling(
+        **asked,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+        logit_bias=tuple(bias.items()),
+        prompt_tokens=len(prompt),
+    )
+    biased = logits.copy()
+    for token, value in bias.items():
+        biased[token] += np.float32(value)
+    wanted = sample(openai_penalties(biased, answer, frequency, presence), Sampling(**asked), 5)
+    assert sample(logits, sampling, 5, np.array(prompt + answer, np.int32)).token == wanted.token
+
+
+class OnlyEven:
+    """Allows even tokens, and notes for which answers it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[list[int]] = []
+
+    def allowed(self, answer: np.ndarray) -> np.ndarray:
+        self.answers.append(answer.tolist())
+        return np.arange(VOCABULARY) % 2 == 0
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), *SAMPLINGS])
+def test_a_constraint_holds_before_every_filter(sampling: Sampling) -> None:
+    constraint, history = OnlyEven(), np.array([3, 3, 17, 250])
+    masked = np.where(np.arange(VOCABULARY) % 2 == 0, some_logits(0), np.float32(-np.inf))
+    for position in range(50):
+        token = sample(some_logits(0), replace(sampling, prompt_tokens=2), position, history, constraint).token
+        assert token % 2 == 0
+        assert token == sample(masked, sampling, position, history).token
+    assert constraint.answers == [[17, 250]] * 50
+
+
+def test_a_bias_forces_and_forbids() -> None:
+    logits = some_logits(3)
+    best = int(logits.argmax())
+    assert sample(logits, Sampling(logit_bias=((best, -100.0),)), 0).token != best
+    for position in range(20):
+        forced = Sampling(temperature=1.0, seed=position, logit_bias=((7, 100.0),))
+        assert sample(logits, forced, position).token == 7
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0, top_k=3), Sampling(logprobs=True)])
+def test_a_row_that_is_not_finite_is_refused(value: float, sampling: Sampling) -> None:
+    logits = some_logits(1)
+    logits[200] = value
+    with pytest.raises(LogitsNotFinite):
+        sample(logits, sampling, 0)
+    with pytest.raises(LogitsNotFinite):
+        sample(np.full(VOCABULARY, -np.inf, np.float32), sampling, 0)
+
+
+def test_log_probabilities_are_computed_only_where_they_are_asked_for() -> None:
+    logits = some_logits(1)
+    assert sample(logits, Sampling(), 0).logprob is None
+    assert sample(logits, Sampling(logprobs=True), 0).logprob is not None
+
+
 def test_greedy_takes_the_first_of_equals_and_the_penalty_counts() -> None:
     logits = np.array([1.0, 4.0, 4.0, 3.9], dtype=np.float32)
     assert sample(logits, Sampling(), 0).token == 1
@@ -176,6 +261,12 @@ def test_logprobs_are_those_of_the_model_before_any_filter() -> None:
         ("seed", -1),
         ("seed", 2**64),
         ("top_logprobs", 21),
+        ("frequency_penalty", 2.1),
+        ("presence_penalty", float("nan")),
+        ("logit_bias", ((3, 101.0),)),
+        ("logit_bias", ((3, float("nan")),)),
+        ("logit_bias", ((-3, 1.0),)),
+        ("prompt_tokens", -1),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(field: str, value: float) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from swarm_net.errors import Malformed, NotUnderstood
 from swarm_net.messages import (
     MAX_ADDRESSES,
+    MAX_GRAMMAR_BYTES,
     MAX_HOPS,
     VERSION,
     AnyMessage,
@@ -31,6 +32,7 @@ from swarm_net.messages import (
     Fence,
     Fetch,
     File,
+    Grammar,
     Grant,
     Hello,
     HopGrant,
@@ -59,10 +61,13 @@ from swarm_net.messages import (
     SamplingSpec,
     SignedRecord,
     Step,
+    TokenBias,
     TokenLogprob,
     Welcome,
     decode,
+    decode_grammar,
     encode,
+    encode_grammar,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / f"v{VERSION}"
@@ -209,6 +214,25 @@ EXAMPLES: tuple[AnyMessage, ...] = (
     RpcReply(request=6, ok=False),
 )
 
+ADDED = {
+    "Open-biases-and-penalties": Open(
+        session=SESSION,
+        client=PEER,
+        model=MODEL,
+        hops=(HOP,),
+        max_tokens=512,
+        sampling=SamplingSpec(
+            grammar=encode_grammar(Grammar(kind="regex", text="[a-z]+")),
+            frequency_penalty=0.5,
+            presence_penalty=-1.5,
+            logit_bias=(TokenBias(7, -100.0), TokenBias(9, 2.5)),
+            prompt_tokens=40,
+        ),
+        must=("sampling.frequency_penalty", "sampling.logit_bias"),
+    ),
+}
+"""Messages with what was added within this version: older peers ignore it, or refuse what stands in `must`."""
+
 examples = pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
 
 
@@ -218,7 +242,16 @@ def test_every_message_has_an_example() -> None:
 
 @examples
 def test_bytes_never_change(message: Message) -> None:
-    file = GOLDEN / f"{type(message).__name__}.bin"
+    check_golden(message, type(message).__name__)
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_bytes_of_additions_never_change(name: str) -> None:
+    check_golden(ADDED[name], name)
+
+
+def check_golden(message: Message, name: str) -> None:
+    file = GOLDEN / f"{name}.bin"
     if not file.exists() and os.environ.get("SWARM_WRITE_GOLDEN"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode(message))
@@ -235,6 +268,40 @@ def test_what_is_unknown_is_ignored_unless_it_must_be_understood(message: Messag
     critical = msgspec.msgpack.encode({**fields, "from_the_future": 1, "must": ["session", "from_the_future"]})
     with pytest.raises(NotUnderstood, match="from_the_future"):
         decode(critical)
+
+
+def test_a_field_of_a_part_can_be_critical() -> None:
+    opening = ADDED["Open-biases-and-penalties"]
+    fields = msgspec.msgpack.decode(encode(opening))
+    for unknown in ("sampling.from_the_future", "sampling.seed.x", "session.x", ".", "sampling.", "x.seed"):
+        with pytest.raises(NotUnderstood):
+            decode(msgspec.msgpack.encode({**fields, "must": [unknown]}))
+    assert isinstance(opening, Open)
+    assert opening.sampling.critical == (
+        "sampling.frequency_penalty",
+        "sampling.presence_penalty",
+        "sampling.logit_bias",
+        "sampling.prompt_tokens",
+    )
+    assert decode(encode(msgspec.structs.replace(opening, must=opening.sampling.critical)))
+    assert SamplingSpec(repetition_penalty=1.5, seed=3, top_k=4).critical == ()
+
+
+@given(st.binary(max_size=60))
+def test_bytes_of_a_grammar_are_refused_or_understood(data: bytes) -> None:
+    try:
+        grammar = decode_grammar(data)
+    except Malformed:
+        return
+    assert decode_grammar(encode_grammar(grammar)) == grammar
+
+
+def test_a_grammar_is_bounded() -> None:
+    whole = Grammar(kind="ebnf", text="x" * MAX_GRAMMAR_BYTES)
+    assert decode_grammar(encode_grammar(whole)) == whole
+    assert len(encode_grammar(whole)) <= 16384
+    with pytest.raises(Malformed):
+        decode_grammar(encode_grammar(Grammar(kind="ebnf", text="x" * (MAX_GRAMMAR_BYTES + 1))))
 
 
 def test_defaults_cost_nothing() -> None:

@@ -19,6 +19,7 @@ from swarm_net.messages import (
     Refuse,
     Result,
     SamplingSpec,
+    TokenBias,
 )
 from swarm_net.session_errors import (
     BadStep,
@@ -133,6 +134,11 @@ async def test_a_higher_epoch_voids_what_waits() -> None:
         ({"numeric_class": "float32"}, Unsupported),
         ({"sampling": SamplingSpec(temperature=-1.0)}, BadStep),
         ({"sampling": SamplingSpec(top_p=float("nan"))}, BadStep),
+        ({"sampling": SamplingSpec(frequency_penalty=2.5)}, BadStep),
+        ({"sampling": SamplingSpec(presence_penalty=float("nan"))}, BadStep),
+        ({"sampling": SamplingSpec(prompt_tokens=65)}, BadStep),
+        ({"sampling": SamplingSpec(logit_bias=(TokenBias(1, 101.0),))}, BadStep),
+        ({"sampling": SamplingSpec(logit_bias=(TokenBias(10**6, 1.0),))}, BadStep),
     ],
 )
 async def test_what_cannot_be_served_is_refused_at_once(changes: dict[str, object], error: type) -> None:
@@ -195,6 +201,17 @@ async def test_a_later_hop_that_is_full_or_gone_names_itself() -> None:
         assert isinstance(unreachable, HopUnreachable)
         assert unreachable.hop == 0
         await settled(lambda: is_empty(nodes.nodes[0]))
+
+
+async def test_a_last_hop_that_cannot_take_grammars_refuses_them() -> None:
+    async with swarm(*THREE) as nodes:
+        client = await nodes.client()
+        _, answer = await nodes.open(client, SESSION, sampling=SamplingSpec(grammar=b"x"))
+        assert isinstance(answer, Refuse)
+        refusal = from_failure(answer.failure)
+        assert isinstance(refusal, Unsupported)
+        assert (refusal.feature, refusal.hop) == ("grammar", 2)
+        await settled(lambda: all(is_empty(node) for node in nodes.nodes))
 
 
 async def failure(client: Peer) -> Exception:
