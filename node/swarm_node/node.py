@@ -298,21 +298,21 @@ class Node:
         except SessionUnknown as error:
             _send(link, to_failure(error, session=message.session))
             return
+        epoch, now_s = session.epoch, self._clock.monotonic()
         try:
-            now_s = self._clock.monotonic()
-            epoch = session.epoch
             work = self.table.accept(session, message, body, now_s)
         except SessionError as error:
             self._fail(session, error)
             return
+        finally:
+            if session.epoch > epoch:
+                self._submit(Void(session.id, session.epoch, partial(_forget_waiting, session)))
         if work is None:
             return
         if message.sent_ns:
             work.wire_us = max(0, (self._clock.wall_ns() + link.clock_offset_ns - message.sent_ns) // 1000)
         if any(slow is session.downstream.get("bulk") for slow in self._slow_links):
             self._submit(Hold(session.id))
-        if work.epoch > epoch:
-            self._submit(Void(session.id, work.epoch, partial(_forget_waiting, session)))
         self._submit(work)
 
     def _submit(self, command: Command) -> None:
@@ -347,6 +347,7 @@ class Node:
             session.touched_s = ran.ended_s
             if ran.part.work.epoch < session.epoch:
                 continue
+            session.ran_to(ran.part.piece.position + ran.part.piece.count, is_end=ran.part.is_end)
             if isinstance(ran.output, SessionError):
                 self._fail(session, ran.output)
                 continue

@@ -5,9 +5,11 @@ tokens in whole pages or refused at once with the numbers, so that a running one
 takes `now` and returns decisions; `node.py` sends and receives, `compute.py` runs.
 
 Order: (epoch, frame, position) grows strictly within a session. What is not greater is a duplicate and is dropped; a
-higher epoch voids what waits of older ones. `position` below the end of what was accepted cuts the cache.
+higher epoch voids what waits of older ones, and its steps stand behind what has run by then. `position` below the end
+of what was accepted cuts the cache.
 """
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,6 +55,7 @@ class Session:
     epoch: int = 0
     newest: tuple[int, int, int] = (0, -1, -1)  # (epoch, frame, position) of the newest accepted step
     tail: int = 0  # tokens cached once everything accepted has run
+    waiting: deque[int] = field(default_factory=deque)  # where the steps that have not wholly run go on, in their order
     waiting_tokens: int = 0  # accepted here, and neither run nor voided yet
     ids: NDArray[np.int32] | None = None  # [tail], every token, where penalties or a grammar need them
     newest_candidate: int = 0
@@ -87,6 +90,18 @@ class Session:
     @property
     def is_last(self) -> bool:
         return self.open.hop == len(self.open.hops) - 1
+
+    def ran_to(self, position: int, *, is_end: bool) -> None:
+        """Note how far the oldest step of this epoch has run."""
+        self.waiting.popleft()
+        if not is_end:
+            self.waiting.appendleft(position)
+
+    def enter(self, epoch: int) -> None:
+        """Void what waits: what is cached behind the place of a step that never ran is not what it would have left."""
+        self.tail = min(self.waiting, default=self.tail)
+        self.waiting.clear()
+        self.epoch, self.newest = epoch, (epoch, -1, -1)
 
     @property
     def links(self) -> list[Link]:
@@ -188,10 +203,16 @@ class SessionTable:
         return found
 
     def accept(self, session: Session, step: Step, body: Body, now_s: float) -> Work | None:
-        """Check a step against its session; None for a duplicate. Raises SessionError, with nothing changed."""
+        """Check a step against its session; None for a duplicate.
+
+        Raises SessionError with nothing changed, but that a step of a higher epoch begins it even so: the steps behind
+        it must not find what it has voided.
+        """
         order = (step.epoch, step.frame, step.position)
         if order <= session.newest:
             return None
+        if step.epoch > session.epoch:
+            session.enter(step.epoch)
         data = memoryview(body).cast("B")
         self._check_step(session, step, data)
         ids = self._ids(session, step, data)
@@ -203,10 +224,11 @@ class SessionTable:
             drafts = tuple(candidate.token for candidate in step.candidates)
             draw = Draw(session.open.sampling, session.ids, drafts, session.constraint)
 
-        session.newest, session.epoch = order, step.epoch
+        session.newest = order
         if step.candidates:
             session.newest_candidate = step.candidates[-1].id
         session.tail = step.position + step.count
+        session.waiting.append(step.position)
         session.touched_s = now_s
         session.waiting_tokens += step.count
         return Work(

@@ -1,93 +1,20 @@
 """Guesses in virtual time: whatever clients guess, alone or together, over crashes too, every token is the model's."""
 
-import random
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 import pytest
+from tests.adversaries import GUESSES, Adversary, Guess, always_wrong, right_then_wrong
 
-from swarm_client.draft_policy import DraftPolicy
-from swarm_client.drafts import Draft, Drafter
 from swarm_sim.digest_model import VOCABULARY, continuation
 from swarm_sim.scenario import Scenario
 from swarm_sim.simulated_client import Errand
 from swarm_sim.simulation import simulate
 
-Guess = Callable[[Sequence[int], Sequence[int], int, random.Random], list[int]]  # known ids, what follows, how many
 
-
-def at_random(ids: Sequence[int], future: Sequence[int], most: int, rng: random.Random) -> list[int]:
-    return [rng.randrange(VOCABULARY) for _ in range(rng.randint(0, most))]
-
-
-def always_wrong(ids: Sequence[int], future: Sequence[int], most: int, rng: random.Random) -> list[int]:
-    return [(token + 1) % VOCABULARY for token in future]
-
-
-def right_then_wrong(ids: Sequence[int], future: Sequence[int], most: int, rng: random.Random) -> list[int]:
-    right = rng.randint(0, most)
-    return [*future[:right], *always_wrong(ids, future[right:], most, rng)]
-
-
-def always_right(ids: Sequence[int], future: Sequence[int], most: int, rng: random.Random) -> list[int]:
-    return list(future)
-
-
-def too_many(ids: Sequence[int], future: Sequence[int], most: int, rng: random.Random) -> list[int]:
-    return [*future, *range(2000)]
-
-
-def repeats(ids: Sequence[int], future: Sequence[int], most: int, rng: random.Random) -> list[int]:
-    return [ids[-1]] * most
-
-
-def foreign(ids: Sequence[int], future: Sequence[int], most: int, rng: random.Random) -> list[int]:
-    return [*future[: most // 2], VOCABULARY + 5, -3]
-
-
-def broken(ids: Sequence[int], future: Sequence[int], most: int, rng: random.Random) -> list[int]:
-    if rng.random() < 0.1:
-        raise RuntimeError("a drafter with a bug")
-    return list(future)
-
-
-GUESSES = (at_random, always_wrong, right_then_wrong, always_right, too_many, repeats, foreign, broken)
-
-
-class EveryTime:
-    """A policy that sends all there is."""
-
-    def ask(self, room: int) -> int:
-        return min(room, 24)
-
-    def keep(self, strength: int, guesses: int) -> int:
-        return guesses
-
-    def learn(self, guesses: Sequence[int], strength: int, sent: int, tokens: Sequence[int], took_s: float) -> None:
-        assert 0 <= sent <= len(guesses)
-        assert 1 <= len(tokens) <= sent + 1
-        assert took_s > 0
-
-    def start_route(self) -> None:
-        """Nothing to forget."""
-
-
-class Adversary(Drafter):
-    """Guesses by one of the rules above, knowing what is right."""
-
-    def __init__(self, errand: Errand, blocks: int, guess: Guess, *, insists: bool) -> None:
-        self._prompt_tokens = len(errand.prompt)
-        self._answer = list(islice(continuation(errand.prompt, blocks, errand.seed), errand.tokens + 32))
-        self._guess, self._insists, self._rng = guess, insists, random.Random(len(errand.prompt))
-
-    def propose(self, ids: Sequence[int], max_tokens: int) -> Draft:
-        done = len(ids) - self._prompt_tokens
-        future = self._answer[done : done + max_tokens]
-        return Draft(self._guess(ids, future, max_tokens, self._rng), strength=8)
-
-    def policy(self) -> DraftPolicy:
-        return EveryTime() if self._insists else super().policy()
+def adversary(errand: Errand, blocks: int, guess: Guess, *, insists: bool) -> Adversary:
+    answer = list(islice(continuation(errand.prompt, blocks, errand.seed), errand.tokens + 32))
+    return Adversary(guess, prompt_tokens=len(errand.prompt), answer=answer, vocabulary=VOCABULARY, insists=insists)
 
 
 @dataclass(frozen=True)
@@ -101,7 +28,7 @@ class Adversarial(Scenario):
         return [
             replace(
                 errand,
-                drafter=Adversary(errand, self.blocks, self.guesses[number % len(self.guesses)], insists=self.insists),
+                drafter=adversary(errand, self.blocks, self.guesses[number % len(self.guesses)], insists=self.insists),
             )
             for number, errand in enumerate(super().errands())
         ]
