@@ -18,7 +18,7 @@ Then = Callable[[Sequence[int]], None]
 
 
 class Drafting:
-    """Asks for guesses; at most one question waits."""
+    """Asks for guesses; at most one question counts, the newest."""
 
     def __init__(self, drafter: Drafter, vocabulary: int) -> None:
         self._drafter = drafter
@@ -26,6 +26,7 @@ class Drafting:
         self._vocabulary = vocabulary
         self._draft = Draft()
         self._sent = 0
+        self._questions = 0
         self._has_failed = False
         self._counts = Drafted(0, 0, 0)
 
@@ -40,12 +41,13 @@ class Drafting:
             await asyncio.get_running_loop().run_in_executor(self._drafter.thread, self._drafter.prepare)
 
     def start_route(self) -> None:
-        """Another route computes the next step."""
+        """Another route computes the next step; what a drafter still thinks about was for the old one."""
+        self._forget()
         self._policy.start_route()
 
     def guess(self, ids: Sequence[int], room: int, then: Then) -> None:
         """Call `then` with guesses of at most `room` tokens behind `ids`: at once, or when the drafter has thought."""
-        self._draft, self._sent = Draft(), 0
+        self._forget()
         wanted = 0 if self._has_failed else self._policy.ask(room) if room > 0 else 0
         if wanted == 0:
             then(())
@@ -59,7 +61,8 @@ class Drafting:
             thinking = asyncio.get_running_loop().run_in_executor(
                 self._drafter.thread, self._drafter.propose, ids, wanted
             )
-            thinking.add_done_callback(lambda thought: self._on_thought(thought, wanted, then))
+            question = self._questions
+            thinking.add_done_callback(lambda thought: self._on_thought(thought, question, wanted, then))
 
     def learn(self, tokens: Sequence[int], accepted: int, took_s: float) -> None:
         """Take what a step brought: its tokens, how many of them were guessed, and how long it took."""
@@ -76,11 +79,17 @@ class Drafting:
             with contextlib.suppress(RuntimeError):  # the model was closed before
                 self._drafter.thread.submit(self._drafter.close)
 
-    def _on_thought(self, thought: asyncio.Future[Draft], wanted: int, then: Then) -> None:
+    def _forget(self) -> None:
+        self._draft, self._sent = Draft(), 0
+        self._questions += 1
+
+    def _on_thought(self, thought: asyncio.Future[Draft], question: int, wanted: int, then: Then) -> None:
         if thought.cancelled():  # the model is being closed
             return
         error = thought.exception()
-        then(self._take(thought.result() if error is None else self._fail(error), wanted))
+        draft = thought.result() if error is None else self._fail(error)
+        if question == self._questions:
+            then(self._take(draft, wanted))
 
     def _take(self, draft: Draft, wanted: int) -> Sequence[int]:
         """Check what a drafter said, and cut it to what is worth sending."""

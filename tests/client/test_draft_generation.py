@@ -1,6 +1,9 @@
 """Generations with guesses, on scripted nodes: they end as those without, and say what came of the guesses."""
 
+import asyncio
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,9 @@ import pytest
 
 from swarm_client import AsyncRemoteModel, Draft, Drafter, Generation
 from swarm_client.draft_policy import DraftPolicy
+from swarm_client.drafting import Drafting
 from swarm_client.errors import BadDraft, InvalidParameter
+from swarm_client.results import Drafted
 from swarm_client.tokenizer import Tokenizer
 from swarm_net.messages import Open, Step
 from swarm_net.session_errors import Draining
@@ -207,3 +212,29 @@ async def test_a_draft_model_that_is_none_is_named_before_anything_is_sent(model
             with pytest.raises(BadDraft, match="nowhere"):
                 await remote.generate(PROMPT, draft=tmp_path / "nowhere")
         assert swarm.nodes[0].count(Open) == 0
+
+
+async def test_what_was_thought_for_a_lost_route_counts_for_none() -> None:
+    go_on = threading.Event()
+
+    class Slow(Drafter):
+        thread = ThreadPoolExecutor(1)
+
+        def propose(self, ids: Sequence[int], max_tokens: int) -> Draft:
+            go_on.wait(10)
+            return Draft([7] * max_tokens)
+
+        def policy(self) -> DraftPolicy:
+            return AsOften(3)
+
+    drafting, fed = Drafting(Slow(), vocabulary=50), list[tuple[object, ...]]()
+    drafting.guess([1, 2], 10, lambda drafts: fed.append(("old", *drafts)))
+    drafting.start_route()
+    drafting.guess([1, 2, 3], 0, lambda drafts: fed.append(("new", *drafts)))
+    go_on.set()
+    await asyncio.get_running_loop().run_in_executor(Slow.thread, lambda: None)
+    await asyncio.sleep(0)
+    drafting.learn([4], 0, 0.1)
+    Slow.thread.shutdown()
+    assert fed == [("new",)]
+    assert drafting.counts == Drafted(0, 0, 0)
