@@ -33,8 +33,9 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	@echo "two models, two number formats, five repeats: about ten minutes on two quiet cores"
+	@echo "two hops against one process, then the executor alone: about twenty minutes on two quiet cores"
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/executor.py
 
 clean:
 	rm -rf $(VENV) dist build
