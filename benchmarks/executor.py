@@ -238,7 +238,11 @@ def pages(console: Console, folder: Path, hidden: int, rounds: int, seed: int) -
     """Print what it costs to gather keys and values where a session's pages do not follow one another."""
     span = load(make_llama(folder, hidden, BLOCKS, seed), kv_bytes=1 << 29)
     table = Table(
-        "context", "pages in a row", "scattered", "scattered / in a row", title=f"Decode, batch {PAGES_BATCH}"
+        "context",
+        "pages in a row",
+        "scattered",
+        "scattered / in a row",
+        title=f"Decode, batch {PAGES_BATCH}: ms a step",
     )
     for context in (CONTEXT, LONG_CONTEXT):
         taken: dict[bool, list[float]] = {False: [], True: []}

@@ -120,11 +120,10 @@ def _tokens_of(pool: torch.Tensor, stretch: Stretch, reach: int) -> torch.Tensor
     Returns `[1, kv heads, reach, head size]`.
     """
     skipped = stretch.length - reach
+    heads = pool.transpose(0, 1)  # [kv heads, slots, head size]
     if stretch.slots is None:
-        rows = pool.narrow(0, stretch.first_slot + skipped, reach)
-    else:
-        rows = pool.index_select(0, stretch.slots[skipped:])
-    return rows.transpose(0, 1).unsqueeze(0)
+        return heads.narrow(1, stretch.first_slot + skipped, reach).unsqueeze(0)
+    return heads.index_select(1, stretch.slots[skipped:]).unsqueeze(0)
 
 
 def _attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """The tensors behind the KV pages of a span's blocks.
 
-Owns the memory and its layout, `[slots, kv heads, head size]` a block, slot = page * page size + place in the page, so
-that tokens whose pages follow one another lie in memory as one sequence. Which page belongs to whom: pages.py. Called
-by attention.py.
+Owns the memory and its layout: tensors `[slots, kv heads, head size]` a block, slot = page * page size + place in the
+page, so that tokens whose pages follow one another are one slice. On a CPU each head's tokens lie side by side in memory,
+as attention reads them. Which page belongs to whom: pages.py. Called by attention.py.
 """
 
 import math
@@ -62,14 +62,15 @@ class KVPool:
         return slots.flatten().to(self.keys[0].device)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _zeros(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros whose memory, on a CPU, the system hands out page by page when it is first written: torch writes them all.
 
-    A node then takes what its sessions use, not its limit, and starts at once.
+    A node then takes what its sessions use, not its limit, and starts at once. The first two of three dimensions are
+    swapped in memory there.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     raw = np.zeros(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
-    return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)
+    return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape[1], shape[0], shape[2]).transpose(0, 1)
