@@ -1,8 +1,8 @@
 """The tensors behind the KV pages of a span's blocks.
 
 Owns the memory and its layout: tensors `[slots, kv heads, head size]` a block, slot = page * page size + place in the
-page, so that tokens whose pages follow one another are one slice. On a CPU each head's tokens lie side by side in memory,
-as attention reads them. Which page belongs to whom: pages.py. Called by attention.py.
+page, so that tokens whose pages follow one another are one slice. On a CPU each head's tokens lie side by side, as
+attention reads them. Which page belongs to whom: pages.py. Called by attention.py.
 """
 
 import math
