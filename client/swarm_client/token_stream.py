@@ -291,4 +291,4 @@ class _Run:
 
 def _can_rewind(route: Route) -> bool:
     """Whether every hop can forget a guess that was wrong."""
-    return all(hop.record.rewind == "any" for hop in route.hops)
+    return all(hop.record.rewind != "none" for hop in route.hops)

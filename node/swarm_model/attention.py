@@ -5,6 +5,7 @@ attention function registered here, which reads each session's tokens back from 
 whatever it does not know how to honour, so that no family is silently computed wrong. Driven by drivers.py.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -21,27 +22,95 @@ MANY_ROWS: Final = 32  # chunks from which on the choice of the kernel matters
 CACHED_SCORES: Final = 1 << 20  # values
 HAS_BFLOAT16_PRODUCTS: Final = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 # Arguments of attention functions that change nothing for causal inference over pages
-HARMLESS: Final = frozenset({"dropout", "position_ids", "use_cache", "output_router_logits", "output_attentions"})
+# (windows and chunks stand in the masks, which were read when the span was loaded: masks.py)
+HARMLESS: Final = frozenset(
+    {
+        "dropout",
+        "position_ids",
+        "use_cache",
+        "output_router_logits",
+        "output_attentions",
+        "sliding_window",
+        "is_causal",
+    }
+)
 
 
-class PagedKV:
-    """Stands in for transformers' cache: stores what blocks give it, lends pool and step to the attention function."""
+@dataclass(frozen=True, slots=True)
+class Attending:
+    """How a block's attention reads its session's tokens.
+
+    `window` counts those seen, 0 means all; with `chunk`, tokens see their own chunk of so many tokens alone; `latent`
+    means that the pages hold a compressed form which the block's `expand_kv` turns into keys and values.
+    """
+
+    window: int = 0
+    chunk: int = 0
+    latent: bool = False
+
+    def reach(self, tokens: int, length: int) -> int:
+        """Count the last of `length` tokens that the last `tokens` of them read, all together."""
+        if self.window:
+            return min(length, tokens + self.window - 1)
+        if self.chunk:
+            return length - (length - tokens) // self.chunk * self.chunk
+        return length
+
+
+@dataclass(frozen=True, slots=True)
+class Alibi:
+    """Linear biases (Press et al., arXiv 2108.12409): the score of a key grows with its position, head by head."""
+
+    slopes: torch.Tensor  # [heads]; products with positions are rounded to its type
+    scale: float = 1.0
+
+    def bias(self, keys: int) -> torch.Tensor:
+        """Give what is added to scores, `[heads, 1, keys]`, for a session's first `keys` tokens."""
+        positions = torch.arange(keys, device=self.slopes.device)
+        return (self.slopes[:, None, None] * positions).float() * self.scale
+
+
+class StepCache:
+    """What modelling code may ask of the cache object in a packed step."""
 
     is_compileable: Final = False
+    step: Step
 
-    def __init__(self, pool: KVPool, first_block: int, family: str) -> None:
+    def get_seq_length(self, layer_idx: int | None = None) -> torch.Tensor | int:
+        """Give a layer's rows their positions less their places in the step: its code adds the places again.
+
+        Without a layer it is asked for the sake of position ids or masks, which are given or read otherwise.
+        """
+        if layer_idx is None:
+            return 0
+        positions = self.step.positions[0]
+        return positions - torch.arange(len(positions), device=positions.device)
+
+    def get_mask_sizes(self, query_length: int, *_: Any) -> tuple[int, int]:
+        return query_length, 0
+
+    def get_query_offset(self, *_: Any) -> int:
+        return 0
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class PagedKV(StepCache):
+    """Stands in for transformers' cache: stores what blocks give it, lends pool and step to the attention function."""
+
+    def __init__(self, pool: KVPool, attending: dict[int, Attending], family: str) -> None:
         self.pool = pool
-        self.first_block: Final = first_block
+        self.attending: Final = attending  # layer index -> how it attends
         self.family: Final = family
-        self.step: Step
         self._given: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store a block's new keys and values, `[1, kv heads, tokens, head size]`; give them back as they are."""
-        block, step = layer_idx - self.first_block, self.step
-        for pool, new in ((self.pool.keys[block], keys), (self.pool.values[block], values)):
+        step = self.step
+        for pool, new in ((self.pool.keys[layer_idx], keys), (self.pool.values[layer_idx], values)):
             rows = new[0].transpose(0, 1)  # [tokens, kv heads, head size]
             if step.first_slot is not None:
                 pool.narrow(0, step.first_slot, step.tokens).copy_(rows)
@@ -50,17 +119,15 @@ class PagedKV:
         self._given = (layer_idx, keys, values)
         return keys, values
 
-    def check_given(self, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Raise UnsupportedModel unless these are the keys and values that the pages hold."""
+    def check_given(self, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> Attending:
+        """Give how a block attends. Raises UnsupportedModel unless the pages hold these keys and values."""
         given, self._given = self._given, None
-        if given is None or given[0] != layer_idx or given[1] is not keys or given[2] is not values:
+        attending = self.attending.get(layer_idx)
+        if attending is None or given is None or given[0] != layer_idx:
             raise UnsupportedModel(self.family, "its attention reads other keys and values than it gives to the cache")
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def __bool__(self) -> bool:
-        return True
+        if not attending.latent and not (given[1] is keys and given[2] is values):
+            raise UnsupportedModel(self.family, "its attention reads other keys and values than it gives to the cache")
+        return attending
 
 
 def paged_attention(
@@ -70,40 +137,47 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    alibi: Alibi | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend each chunk of the step to its session's tokens.
 
     `query` is `[1, heads, tokens, head size]`; returns `[1, tokens, heads, value size]`. The keys and values given are
-    those that `PagedKV.update` has stored.
+    those that `PagedKV.update` has stored. `s_aux` `[heads]` are the scores of attention sinks.
     """
     kv: PagedKV = module.paged_kv  # type: ignore[assignment]  # set when the span is loaded
     layer_idx: int = module.layer_idx  # type: ignore[assignment]
-    kv.check_given(layer_idx, key, value)
+    attending = kv.check_given(layer_idx, key, value)
     if attention_mask is not None:
         raise UnsupportedModel(kv.family, "its attention wants a mask of its own")
     if not others.keys() <= HARMLESS:
         _refuse_unknown(kv.family, others)
-    block = layer_idx - kv.first_block
-    keys, values = kv.pool.keys[block], kv.pool.values[block]
+    keys, values = kv.pool.keys[layer_idx], kv.pool.values[layer_idx]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window = sliding_window or 0
+    window, chunk = attending.window, attending.chunk
+    plain = softcap is None and s_aux is None and alibi is None
     outputs = []
     for stretch in kv.step.stretches:
         rows = query if stretch.tokens == query.shape[2] else query.narrow(2, stretch.offset, stretch.tokens)
-        # Only the last tokens are read: those of the chunk, and what the window of its first token reaches
-        reach = min(stretch.length, stretch.tokens + window - 1) if window else stretch.length
+        # Only the last tokens are read: those of the chunk, and what its first token reaches
+        reach = attending.reach(stretch.tokens, stretch.length)
         session_keys, session_values = _tokens_of(keys, stretch, reach), _tokens_of(values, stretch, reach)
-        if stretch.tokens == 1 and softcap is None:
+        if attending.latent:
+            session_keys, session_values = module.expand_kv(session_keys, session_values)  # type: ignore[operator]
+        if stretch.tokens == 1 and plain:
             outputs.append(_attend_one(rows, session_keys, session_values, scale))
             continue
-        by_scores = softcap is not None or (stretch.tokens >= MANY_ROWS and _scores_are_quicker(query))
-        causal = reach == stretch.tokens and not 0 < window < reach and not by_scores
-        mask = None if causal else kv.step.mask(stretch.tokens, reach, window if window < reach else 0)
+        by_scores = not plain or (stretch.tokens >= MANY_ROWS and _scores_are_quicker(query))
+        hides = 0 < window < reach or 0 < chunk < reach  # more than what comes later
+        causal = reach == stretch.tokens and not hides and not by_scores
+        mask = None
+        if stretch.tokens > 1 and not causal:
+            mask = kv.step.mask(stretch.tokens, reach, window if hides else 0, chunk if hides else 0)
         if by_scores:
-            outputs.append(_attend_by_scores(rows, session_keys, session_values, mask, scale, softcap))
+            bias = None if alibi is None else alibi.bias(reach)
+            outputs.append(_attend_by_scores(rows, session_keys, session_values, mask, scale, softcap, s_aux, bias))
         else:
             outputs.append(
                 F.scaled_dot_product_attention(
@@ -111,7 +185,7 @@ def paged_attention(
                 )
             )
     attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # [1, heads, tokens, value size]
-    return attended.transpose(1, 2), None
+    return attended.transpose(1, 2).contiguous(), None
 
 
 def _tokens_of(pool: torch.Tensor, stretch: Stretch, reach: int) -> torch.Tensor:
@@ -141,11 +215,15 @@ def _attend_by_scores(
     mask: torch.Tensor | None,
     scale: float,
     softcap: float | None,
+    sinks: torch.Tensor | None,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention written out, some heads at a time so that their scores stay in the processor's cache.
 
-    With `softcap`, scores pass through softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118, section 2).
-    Operations and their order are those of transformers' eager attention.
+    With `softcap`, scores pass through softcap * tanh(scores / softcap) (Gemma 2, arXiv 2408.00118, section 2). `sinks`
+    `[heads]` take part in the softmax as if each head had one more key without a value (gpt-oss, after Xiao et al.,
+    arXiv 2309.17453). `bias` `[heads, 1, length]` is added to the scores. Operations and their order are those of
+    transformers' eager attention.
     """
     _, heads, rows, size = query.shape
     kv_heads, length = keys.shape[1], keys.shape[2]
@@ -158,9 +236,18 @@ def _attend_by_scores(
         scores = torch.bmm(grouped[some], keys[0, some].transpose(1, 2)).mul_(scale)  # [kv heads, group * rows, length]
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
+        by_head = scores.view(-1, rows, length)  # [some heads, rows, length]
+        if bias is not None:
+            by_head.add_(bias[first * group : first * group + len(by_head)])
         if mask is not None:
-            scores.view(-1, rows, length).add_(mask)
-        outputs.append(torch.bmm(torch.softmax(scores, dim=-1), values[0, some]))
+            by_head.add_(mask)
+        if sinks is None:
+            shares = torch.softmax(scores, dim=-1)
+        else:
+            some_sinks = sinks[first * group : first * group + len(by_head)].to(scores.dtype)
+            with_sinks = torch.cat((by_head, some_sinks[:, None, None].expand(-1, rows, 1)), dim=-1)
+            shares = torch.softmax(with_sinks, dim=-1)[..., :-1].reshape(scores.shape)
+        outputs.append(torch.bmm(shares, values[0, some]))
     attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return attended.view(1, heads, rows, -1)
 

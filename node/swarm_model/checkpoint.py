@@ -24,6 +24,8 @@ SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 HUB_ID: Final = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MAX_BLOCKS: Final = 4096
+POSITION_LIMITS: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+UNLIMITED_TOKENS: Final = 1 << 16  # of a session, where a model sets no limit: some number bounds the bookkeeping
 
 FetchProgress = Callable[[int, int], None]  # bytes downloaded, bytes to download
 
@@ -118,11 +120,13 @@ class Checkpoint:
 
     @property
     def max_position(self) -> int:
-        """The most tokens that a session of this model can hold."""
-        longest = int(getattr(self._text_config, "max_position_embeddings", 0) or 0)
-        if longest < 1:
-            raise CheckpointBroken("config.json", "max_position_embeddings is missing")
-        return longest
+        """The most tokens that a session of this model can hold; linear biases and running states set no limit."""
+        for name in POSITION_LIMITS:
+            if (longest := getattr(self._text_config, name, None)) is not None:
+                if not isinstance(longest, int) or longest < 1:
+                    raise CheckpointBroken("config.json", f"{name} is {longest!r}")
+                return longest
+        return UNLIMITED_TOKENS
 
     @cached_property
     def weight_map(self) -> dict[str, str]:

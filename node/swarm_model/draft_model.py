@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from swarm_model.checkpoint import Checkpoint
-from swarm_model.errors import ModelError
+from swarm_model.errors import ModelError, RewindImpossible
 from swarm_model.sampling_params import Sampling
 from swarm_model.sizing import kv_bytes_per_token
 from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
@@ -52,6 +52,9 @@ class DraftModel:
             end = min(len(known), position + PREFILL_TOKENS)
             request = SampleRequest(sampling, np.array(known)) if end == len(known) else None
             (output,) = self._span.forward([Chunk(session, position, torch.tensor(known[position:end]), request)])
+            if isinstance(output, RewindImpossible):
+                position = 0
+                continue
             if isinstance(output, ModelError):
                 break
             position = end

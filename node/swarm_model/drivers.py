@@ -1,9 +1,10 @@
-"""Two ways to send a packed step through a span's blocks: the model's own forward, or its modules called directly.
+"""Ways to send a packed step through a span's blocks: the model's own forward, or its modules called directly.
 
 `OwnForward` works for every model: it knows masks, rotary embeddings and multipliers because it is transformers' code;
 hooks put the previous span's hidden states in front of the first owned block and catch what leaves the last one.
-`DirectForward` skips the wrappers around the blocks (half a millisecond a step): it replays the calls that were seen
-while OwnForward ran. load_checks.py decides which one serves. Called by span.py.
+`PackedForward` sends a whole step through it over KV pages, `SessionForward` one session after the other, each with a
+cache of transformers' own. `DirectForward` skips the wrappers around the blocks (half a millisecond a step): it replays
+the calls that were seen while PackedForward ran. load_checks.py decides which one serves. Called by span.py.
 """
 
 import inspect
@@ -15,8 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from swarm_model.attention import PagedKV
+from swarm_model.attention import PagedKV, StepCache
 from swarm_model.errors import UnsupportedModel
+from swarm_model.recurrent import CACHE_PARAMETERS
 from swarm_model.step import Step
 
 
@@ -45,46 +47,71 @@ class OwnForward:
     """The model's own forward over a span: blocks of other spans are holes."""
 
     def __init__(
-        self, model: Any, blocks: Sequence[nn.Module], cache: Any, *, first: bool, last: bool, family: str
+        self, model: Any, blocks: Sequence[nn.Module], *, first: bool, last: bool, family: str, tuples: bool
     ) -> None:
-        self.model, self._base, self._cache = model, model.base_model, cache
-        self._first, self._last = first, last
+        """`tuples` says whether blocks return their hidden states in a tuple."""
+        self.model, self._base = model, model.base_model
+        self._first, self._last, self._tuples = first, last, tuples
         self._inputs: torch.Tensor | None = None
         self._output: torch.Tensor | None = None
         accepted = inspect.signature(type(self._base).forward).parameters
-        if not {"position_ids", "past_key_values", "inputs_embeds"} <= accepted.keys():
-            raise UnsupportedModel(family, "its forward takes no position_ids, past_key_values or inputs_embeds")
+        names = [name for name in reversed(CACHE_PARAMETERS) if name in accepted]
+        if not names or "inputs_embeds" not in accepted:
+            raise UnsupportedModel(family, "its forward takes no inputs_embeds, or no cache")
+        self._cache_name = names[0]
+        self._takes_positions = "position_ids" in accepted
+        self._chooses_rows = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         self._blocks = blocks
 
-    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor, part: Part | None = None) -> torch.Tensor:
+    def run(
+        self,
+        inputs: torch.Tensor,
+        positions: torch.Tensor,
+        cache: Any,
+        rows: torch.Tensor,
+        part: Part | None = None,
+        before: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute tokens at `positions` `[1, tokens]` with any cache, or with None for none; see Driver.
+
+        `before` stands where the model's own embeddings would stand if they were here; a copy of `inputs` by default.
+        """
         part = part or Part(0, len(self._blocks))
         first, last = self._first and part.enter == 0, self._last and part.leave == len(self._blocks)
-        self._cache.step = step
+        given = inputs.clone() if before is None else before  # some code scales what it is given in place
         arguments: dict[str, Any] = {
-            "input_ids" if first else "inputs_embeds": inputs[None],
-            "position_ids": step.positions,
-            "past_key_values": self._cache,
-            "use_cache": True,
+            "input_ids" if first else "inputs_embeds": given[None],
+            self._cache_name: cache,
+            "use_cache": cache is not None,
         }
+        if self._takes_positions:
+            arguments["position_ids"] = positions
         self._inputs = inputs[None]
         with ExitStack() as changes:
             for block in (*self._blocks[: part.enter], *self._blocks[part.leave :]):
-                changes.enter_context(_skipped(block))
+                changes.enter_context(_skipped(block, self._tuples))
             leaving, entered = self._blocks[part.leave - 1], self._blocks[part.enter]
             changes.callback(leaving.register_forward_hook(self._catch_output).remove)
             if not first:
                 changes.callback(entered.register_forward_pre_hook(self._put_inputs, with_kwargs=True).remove)
             try:
                 if last:
-                    # 0 keeps all rows; where none is wanted one is computed: some heads cannot take an empty batch
-                    keep = 0 if len(rows) == step.tokens else rows if len(rows) > 0 else 1
-                    logits: torch.Tensor = self.model(**arguments, logits_to_keep=keep).logits[0]
-                    return logits[: len(rows)]
+                    return self._logits(arguments, rows, len(inputs))
                 self._base(**arguments)
                 assert self._output is not None
                 return self._output[0]
             finally:
                 self._inputs = self._output = None
+
+    def _logits(self, arguments: dict[str, Any], rows: torch.Tensor, tokens: int) -> torch.Tensor:
+        logits: torch.Tensor
+        if not self._chooses_rows:
+            logits = self.model(**arguments).logits[0]
+            return logits if len(rows) == tokens else logits[rows]
+        # 0 keeps all rows; where none is wanted one is computed: some heads cannot take an empty batch
+        keep = 0 if len(rows) == tokens else rows if len(rows) > 0 else 1
+        logits = self.model(**arguments, logits_to_keep=keep).logits[0]
+        return logits[: len(rows)]
 
     def _put_inputs(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         if args:
@@ -95,12 +122,42 @@ class OwnForward:
         self._output = output[0] if isinstance(output, tuple) else output
 
 
+class PackedForward:
+    """A whole step at once through the model's own forward, over KV pages."""
+
+    def __init__(self, own: OwnForward, cache: StepCache) -> None:
+        self.own, self._cache = own, cache
+
+    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor, part: Part | None = None) -> torch.Tensor:
+        self._cache.step = step
+        return self.own.run(inputs, step.positions, self._cache, rows, part)
+
+
+class SessionForward:
+    """One session of a step after the other through the model's own forward, each with its own cache."""
+
+    def __init__(self, own: OwnForward) -> None:
+        self._own = own
+
+    def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor, part: Part | None = None) -> torch.Tensor:
+        outputs = []
+        for stretch, cache in zip(step.stretches, step.caches, strict=True):
+            for first, end, checkpoint in cache.pieces(stretch.offset, stretch.tokens):
+                if checkpoint:
+                    cache.keep()
+                mine = rows[(rows >= first) & (rows < end)] - first
+                positions = step.positions[:, first:end]
+                outputs.append(self._own.run(inputs[first:end], positions, cache, mine, part))
+        return torch.cat(outputs)
+
+
 @contextmanager
-def _skipped(block: nn.Module) -> Iterator[None]:
+def _skipped(block: nn.Module, as_tuple: bool) -> Iterator[None]:
     """Have a block hand its input on."""
 
     def hand_on(*args: Any, **kwargs: Any) -> Any:
-        return args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, None) if as_tuple else hidden
 
     block.forward = hand_on
     try:

@@ -18,6 +18,8 @@
     │   └── WrongTransformers       a version that was never tried
     └── a chunk of a session
         ├── KVFull                  no pages for this chunk                       retry elsewhere
+        ├── SessionsFull            no room for another session's state           retry elsewhere
+        ├── RewindImpossible        a running state cannot go back that far       replay from position 0
         ├── PositionGap             tokens before the chunk are missing here      replay them
         ├── ContextTooLong          more tokens than the model can hold
         ├── InvalidChunk            inputs of a wrong shape, type or value
@@ -316,6 +318,38 @@ class KVFull(ModelError):
 
     def remedy(self) -> str:
         return "try another node, or this one again when sessions have ended; operators: raise --kv-memory"
+
+
+@dataclass(eq=False)
+class SessionsFull(ModelError):
+    """The span keeps a state for each session, and there is no room for another one."""
+
+    limit: int
+
+    code: ClassVar[str] = "sessions_full"
+    retry_elsewhere: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        return f"all {self.limit} places for sessions are taken"
+
+    def remedy(self) -> str:
+        return "try another node, or this one again when sessions have ended; operators: raise --kv-memory"
+
+
+@dataclass(eq=False)
+class RewindImpossible(ModelError):
+    """The span keeps a running state of its sessions, and the chunk starts where no such state is kept any more."""
+
+    position: int
+    cached: int
+
+    code: ClassVar[str] = "rewind_impossible"
+
+    def __str__(self) -> str:
+        return f"the chunk starts at position {self.position}, but {self.cached} tokens cannot be taken back that far"
+
+    def remedy(self) -> str:
+        return "send the session's tokens again from position 0"
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ ALIGNMENT: Final = 64  # bytes, a cache line
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one block keeps of one token."""
+    """What one layer keeps of one token."""
 
     kv_heads: int
     key_size: int
@@ -29,37 +29,44 @@ class KVShape:
 
 
 class KVPool:
-    """Keys and values of `pages` pages for each block of a span."""
+    """Keys and values of `pages` pages for each layer that keeps such, by its index in the model."""
 
     def __init__(
-        self, shapes: list[KVShape], *, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
+        self, shapes: dict[int, KVShape], *, pages: int, page_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         slots = pages * page_size
+        self.shapes: Final = shapes
         self.page_size: Final = page_size
-        self.keys: Final = [_zeros((slots, shape.kv_heads, shape.key_size), dtype, device) for shape in shapes]
-        self.values: Final = [_zeros((slots, shape.kv_heads, shape.value_size), dtype, device) for shape in shapes]
+        self.keys: Final = {
+            layer: _zeros((slots, shape.kv_heads, shape.key_size), dtype, device) for layer, shape in shapes.items()
+        }
+        self.values: Final = {
+            layer: _zeros((slots, shape.kv_heads, shape.value_size), dtype, device) for layer, shape in shapes.items()
+        }
+        self._pools: Final = (*self.keys.values(), *self.values.values())
+        self._device: Final = device
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy the keys and values of a page in every block."""
         size = self.page_size
-        for pool in (*self.keys, *self.values):
+        for pool in self._pools:
             pool[target * size : (target + 1) * size] = pool[source * size : (source + 1) * size]
 
     def read_pages(self, pages: Sequence[int]) -> list[torch.Tensor]:
         """Copy pages to host memory: `[len(pages) * page size, kv heads, size]` for each pool, keys before values."""
         slots = self._slots(pages)
-        return [pool.index_select(0, slots).cpu() for pool in (*self.keys, *self.values)]
+        return [pool.index_select(0, slots).cpu() for pool in self._pools]
 
     def write_pages(self, pages: Sequence[int], rows: Sequence[torch.Tensor]) -> None:
         """Fill pages with the first of the rows that `read_pages` gave."""
         slots = self._slots(pages)
-        for pool, source in zip((*self.keys, *self.values), rows, strict=True):
+        for pool, source in zip(self._pools, rows, strict=True):
             pool.index_copy_(0, slots, source[: len(slots)].to(pool.device))
 
     def _slots(self, pages: Sequence[int]) -> torch.Tensor:
         places = torch.arange(self.page_size)
         slots = torch.tensor(pages)[:, None] * self.page_size + places
-        return slots.flatten().to(self.keys[0].device)
+        return slots.flatten().to(self._device)
 
 
 def _zeros(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -6,7 +6,7 @@ Called by loading.py.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import torch
@@ -29,6 +29,7 @@ class InferenceLinear(nn.Module):
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
+        self.weight = torch.empty(0, dtype=linear.weight.dtype)  # modelling code asks for its type, never its values
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone(), persistent=False)
 
 
@@ -62,11 +63,11 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         return bool((packed - plain).abs().max() <= TOLERANCE[dtype] * plain.abs().max())
 
 
-def pack_linears(model: nn.Module) -> None:
-    """Replace every plain `nn.Linear` of a model, one after the other, so that one weight at a time is held twice."""
+def pack_linears(model: nn.Module, keep: Collection[nn.Module] = ()) -> None:
+    """Replace every plain `nn.Linear` of a model but those to `keep`, one after the other: one weight is held twice."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and not child.weight.is_meta:
+            if type(child) is nn.Linear and not child.weight.is_meta and child not in keep:
                 setattr(module, name, PackedLinear(child))
 
 

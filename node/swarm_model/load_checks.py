@@ -1,33 +1,49 @@
-"""What is tried on a freshly loaded span before it serves: does it compute what transformers computes, and how fastest?
+"""What is tried on a freshly loaded span before it serves: how does it give what transformers gives, and how fastest?
 
-Three runs on random inputs. (1) The model's own forward with transformers' eager attention gives a reference and shows
-the shape of each block's keys and values. (2) The masks that the model asks for are compared with the windows that its
-attention function is given, far beyond the few tokens of a test. (3) The same tokens in ragged chunks over paged KV
-must give the reference. Then the direct way through the modules is chosen if it agrees to the bit. Called by span.py.
+All on random inputs. (1) The model's own forward with the attention that transformers takes by default, and no cache,
+gives a reference; weights and reference are finite. (2) Nothing but hidden states passes from block to block, so that
+the model may be cut there. (3) A watched run shows what each block keeps of a session. (4) `choose_service` then takes
+the best way of serving that gives the reference for ragged chunks of two interleaved sessions: attention over KV pages,
+with recurrent mixers looped if there are any; else transformers' own cache, session by session; else none, and says why
+in an error. Masks are verified far beyond the few tokens of a test: masks.py. Called by span.py.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from swarm_model.adapters import adapt
 from swarm_model.attention import PAGED, PagedKV
-from swarm_model.drivers import DirectForward, Driver, OwnForward
-from swarm_model.errors import UnsupportedModel
-from swarm_model.kv_pool import KVPool, KVShape
+from swarm_model.drivers import DirectForward, Driver, OwnForward, PackedForward, Part, SessionForward
+from swarm_model.errors import CheckpointBroken, UnsupportedModel
+from swarm_model.kv_pool import KVPool
+from swarm_model.linears import InferenceLinear
+from swarm_model.masks import MASK_PROBE, MaskProbe
 from swarm_model.pages import PageAllocator, SessionKey
 from swarm_model.recipes import NoRecipe, learn_recipe
-from swarm_model.skeleton import attention_implementation
+from swarm_model.recurrent import MixerLoop
+from swarm_model.session_cache import CacheLayout, SessionCache, WatchedCache
+from swarm_model.session_states import SessionStates
+from swarm_model.skeleton import attention_implementation, foreign_code
 from swarm_model.step import Step
 
-MASK_PROBE: Final = "swarm_mask_probe"
+Mode = Literal["paged", "recurrent", "session"]
+
+PAGE_SIZE: Final = 4  # tokens, of the tests' own small pools
+NAMED: Final = 3  # tensors that an error names
 TEST_TOKENS: Final = 12
-# Steps of (session, tokens) chunks, in the end TEST_TOKENS of each of two sessions
-TEST_STEPS: Final = (((0, 5),), ((1, 4), (0, 1)), ((0, 2), (1, 3)), ((0, 1), (1, 1)), ((1, 4), (0, 3)))
+# Steps of (session, position, tokens) chunks, in the end TEST_TOKENS of each of two sessions; one goes back twice
+TEST_STEPS: Final = (
+    ((0, 0, 5),),
+    ((1, 0, 4), (0, 5, 1)),
+    ((0, 6, 2), (1, 4, 4)),
+    ((0, 8, 1), (1, 6, 3)),
+    ((1, 7, 5), (0, 9, 3)),
+)
 TOLERANCE: Final = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}  # relative to the largest value
 
 
@@ -42,16 +58,19 @@ class LoadedSpan:
     end: int
     num_blocks: int
     family: str
+    source: str  # where the weights came from
     hidden_size: int
     vocab_size: int
     max_position: int
     dtype: torch.dtype
     device: torch.device
+    tuples: bool  # whether blocks return their hidden states in a tuple
+    attention: str  # the implementation that transformers takes by default
     quantized: bool = False
 
     @property
     def tolerance(self) -> float:
-        """How far the paged computation may be off; rounding activations to integers turns last bits into steps."""
+        """How far serving may be off the reference; rounding activations to integers turns last bits into steps."""
         return max(TOLERANCE[self.dtype], TOLERANCE[torch.bfloat16]) if self.quantized else TOLERANCE[self.dtype]
 
     @property
@@ -68,119 +87,136 @@ class LoadedSpan:
             return torch.randint(self.vocab_size, (tokens,), generator=generator).to(self.device)
         return torch.randn(tokens, self.hidden_size, generator=generator).to(self.device, self.dtype)
 
-    def own_forward(self, cache: Any) -> OwnForward:
-        return OwnForward(self.model, self.blocks, cache, first=self.first, last=self.last, family=self.family)
+    def own_forward(self) -> OwnForward:
+        return OwnForward(
+            self.model, self.blocks, first=self.first, last=self.last, family=self.family, tuples=self.tuples
+        )
+
+    def session_cache(self) -> SessionCache:
+        return SessionCache(self.model.config, self.start, self.end)
+
+    def refuse(self, reason: str) -> UnsupportedModel:
+        return UnsupportedModel(self.family, reason)
+
+    def agrees(self, output: torch.Tensor, reference: torch.Tensor) -> bool:
+        return self.error(output, reference) <= self.tolerance
+
+    def error(self, output: torch.Tensor, reference: torch.Tensor) -> float:
+        """How far an output is off, relative to the reference's largest value."""
+        return float((output.float() - reference.float()).abs().max() / reference.float().abs().max())
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What transformers' eager attention gives for random inputs, and what each block caches of a token."""
+    """What plain transformers gives for random inputs, in one piece and without a cache."""
 
     inputs: torch.Tensor  # [tokens] or [tokens, hidden]
     output: torch.Tensor  # [tokens, hidden] or [tokens, vocabulary]
-    shapes: list[KVShape]
-
-
-class ShapeRecorder:
-    """Stands in for the cache and notes the shape of what it is given."""
-
-    is_compileable: Final = False
-
-    def __init__(self) -> None:
-        self.shapes: dict[int, KVShape] = {}
-        self.step: Step | None = None
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.shapes[layer_idx] = KVShape(keys.shape[1], keys.shape[3], values.shape[3])
-        return keys, values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_mask_sizes(self, query_length: int, *_: Any) -> tuple[int, int]:
-        return query_length, 0
-
-    def get_query_offset(self, *_: Any) -> int:
-        return 0
-
-
-def run_reference(span: LoadedSpan) -> Reference:
-    """Run random inputs through the model's own forward and eager attention, in one piece.
-
-    Raises UnsupportedModel if a block keeps no keys and values.
-    """
-    recorder = ShapeRecorder()
-    inputs = span.random_inputs(TEST_TOKENS, seed=1)
-    allocator = PageAllocator(pages=1, page_size=TEST_TOKENS)
-    table = allocator.place(SessionKey(b""), 0, TEST_TOKENS)
-    step = Step([table], [TEST_TOKENS], TEST_TOKENS, span.dtype, span.device)
-    with attention_implementation(span.model, "eager"):
-        output = span.own_forward(recorder).run(inputs, step, torch.arange(TEST_TOKENS, device=span.device))
-    missing = [number for number in range(span.start, span.end) if number not in recorder.shapes]
-    if missing:
-        raise UnsupportedModel(span.family, f"block {missing[0]} keeps no keys and values")
-    return Reference(inputs, output, [recorder.shapes[number] for number in range(span.start, span.end)])
-
-
-def check_masks(span: LoadedSpan) -> None:
-    """Raise UnsupportedModel unless each block's mask is causal, with the window that its attention is given."""
-    seen: dict[int, tuple[Any, int | None]] = {}
-
-    def probe_attention(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-    ) -> Any:
-        seen[module.layer_idx] = (mask, kwargs.get("sliding_window"))
-        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
-
-    def probe_mask(*_: Any, mask_function: Callable[..., torch.Tensor], **__: Any) -> MaskShape:
-        return MaskShape.of(mask_function, span.max_position)
-
-    ALL_ATTENTION_FUNCTIONS.register(MASK_PROBE, probe_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(MASK_PROBE, probe_mask)
-    allocator = PageAllocator(pages=1, page_size=2)
-    step = Step([allocator.place(SessionKey(b""), 0, 2)], [2], 2, span.dtype, span.device)
-    with attention_implementation(span.model, MASK_PROBE):
-        rows = torch.arange(2, device=span.device)
-        span.own_forward(ShapeRecorder()).run(span.random_inputs(2, seed=2), step, rows)
-    for number in range(span.start, span.end):
-        mask, window = seen.get(number, (None, None))
-        if not isinstance(mask, MaskShape):
-            raise UnsupportedModel(span.family, f"block {number} attends without a causal mask")
-        given = 0 if window is None or window >= span.max_position else window
-        if not mask.causal or mask.window != given:
-            raise UnsupportedModel(span.family, f"block {number} masks tokens in a way that is not known here")
+    read_directly: frozenset[nn.Module]  # linear layers whose weights other modules read without calling them
 
 
 @dataclass(frozen=True)
-class MaskShape:
-    """What a mask lets the last positions attend to; `window` 0 means everything before."""
+class Service:
+    """The way in which a span is served."""
 
-    causal: bool
-    window: int
+    mode: Mode
+    driver: Driver
+    layout: CacheLayout
+    pages: PagedKV | None  # its pool is a small one of the checks' own: make room before serving
+    new_cache: Callable[[], SessionCache] | None  # for what sessions keep outside the pages
 
-    @classmethod
-    def of(cls, mask_function: Callable[..., torch.Tensor], longest: int) -> "MaskShape":
-        zero, columns = torch.zeros((), dtype=torch.long), torch.arange(longest)
-        windows = []
-        for row in (longest - 1, longest - 2):
-            allowed = mask_function(zero, zero, torch.tensor(row), columns).expand(longest)
-            window = int(allowed.sum())
-            expected = (columns <= row) & (columns > row - window)
-            if not bool((allowed == expected).all()):
-                return cls(causal=False, window=0)
-            windows.append(0 if window == row + 1 else window)
-        return cls(causal=windows[0] == windows[1], window=windows[0])
+    @property
+    def rewinds(self) -> bool:
+        """Whether a session can be cut back to any position."""
+        return self.new_cache is None or self.layout.can_be_cut
 
 
-def choose_driver(span: LoadedSpan, reference: Reference) -> tuple[Driver, PagedKV]:
-    """Check the paged computation against the reference, and give the quickest driver that agrees, and its cache.
+def run_reference(span: LoadedSpan) -> Reference:
+    """Run random inputs through the model's own forward and attention, in one piece.
 
-    Raises UnsupportedModel. The cache's pool is a small one of the checks' own: replace it before serving.
+    Raises CheckpointBroken if weights are not finite, UnsupportedModel if the span cannot be run or cut out at all.
     """
-    pool = KVPool(reference.shapes, pages=2 * TEST_TOKENS, page_size=4, dtype=span.dtype, device=span.device)
-    cache = PagedKV(pool, span.start, span.family)
+    _check_finite(span)
+    inputs = span.random_inputs(TEST_TOKENS, seed=1)
+    own, rows = span.own_forward(), torch.arange(TEST_TOKENS, device=span.device)
+    positions = rows[None]
+    with attention_implementation(span.model, span.attention):
+        with _watched(span) as called:
+            output = own.run(inputs, positions, None, rows)
+        if not bool(torch.isfinite(output).all()):
+            reason = f"its numbers leave the range of {str(span.dtype).removeprefix('torch.')}: choose another --dtype"
+            raise span.refuse(reason)
+        if not span.first:
+            other = own.run(inputs, positions, None, rows, before=span.random_inputs(TEST_TOKENS, seed=2))
+            if not torch.equal(other, output):
+                raise span.refuse("its blocks take more from the embeddings than the hidden states")
+        hidden = inputs
+        for number in range(len(span.blocks)):
+            hidden = own.run(hidden, positions, None, rows, Part(number, number + 1))
+        if not span.agrees(hidden, output):
+            raise span.refuse("more than hidden states passes from block to block")
+    read_directly = [
+        child
+        for module in called
+        for child in module.children()
+        if isinstance(child, nn.Linear) and child not in called
+    ]
+    return Reference(inputs, output, frozenset(read_directly))
+
+
+@contextmanager
+def _watched(span: LoadedSpan) -> Iterator[set[nn.Module]]:
+    """Note which modules of the blocks are called."""
+    called: set[nn.Module] = set()
+
+    def note(module: nn.Module, _: Any) -> None:
+        called.add(module)
+
+    with ExitStack() as hooks:
+        for block in span.blocks:
+            for module in block.modules():
+                hooks.callback(module.register_forward_pre_hook(note).remove)
+        yield called
+
+
+def watch_cache(span: LoadedSpan, reference: Reference) -> CacheLayout:
+    """See what each block keeps of a session, in a run with transformers' own cache."""
+    cache = WatchedCache(span.model.config, span.start, span.end, span.blocks)
+    own, rows = span.own_forward(), torch.arange(TEST_TOKENS, device=span.device)
+    positions = rows[None]
+    with attention_implementation(span.model, span.attention), cache.watch():
+        own.run(reference.inputs, positions, cache, rows)
+        once_bytes = cache.size_bytes
+        own.run(reference.inputs, positions + TEST_TOKENS, cache, rows)
+    per_token = (cache.size_bytes - once_bytes) // TEST_TOKENS
+    states = once_bytes - per_token * TEST_TOKENS
+    return CacheLayout(frozenset(cache.keeping), cache.mixers, per_token, states, cache.can_be_cut)
+
+
+def choose_service(span: LoadedSpan, reference: Reference, layout: CacheLayout) -> Service:
+    """Take the best way of serving that gives the reference. Raises UnsupportedModel with what failed in each."""
+    try:
+        with foreign_code(span.family):
+            return _try_pages(span, reference, layout)
+    except UnsupportedModel as refusal:
+        from_pages = refusal.reason
+    try:
+        with foreign_code(span.family):
+            return _try_sessions(span, reference, layout)
+    except UnsupportedModel as refusal:
+        reason = f"over KV pages: {from_pages}; with transformers' own cache: {refusal.reason}"
+        raise span.refuse(reason) from refusal
+
+
+def _try_pages(span: LoadedSpan, reference: Reference, layout: CacheLayout) -> Service:
+    adapt(span.model, span.device)
+    loop = MixerLoop(layout.mixers)
+    own = span.own_forward()
+    probe = _probe_masks(span, own, layout)
+    per_token = sum(shape.bytes_per_token(span.dtype) for shape in probe.shapes.values())
+    layout = replace(layout, bytes_per_token=per_token)
+    pool = KVPool(probe.shapes, pages=2 * TEST_TOKENS, page_size=PAGE_SIZE, dtype=span.dtype, device=span.device)
+    cache = PagedKV(pool, probe.attending, span.family)
     for block in span.blocks:
         for module in block.modules():
             if hasattr(module, "layer_idx"):
@@ -188,39 +224,130 @@ def choose_driver(span: LoadedSpan, reference: Reference) -> tuple[Driver, Paged
     for module in span.model.modules():
         if hasattr(module, "config"):
             module.config._attn_implementation = PAGED
-    own = span.own_forward(cache)
-    paged = _run_chunks(own, pool, span, reference.inputs)
-    scale = float(reference.output.abs().max())
-    error = max(float((output - reference.output).abs().max()) for output in paged)
-    if not error <= span.tolerance * scale:
-        reason = f"over paged KV it is off by {error / scale:.1e}, the tolerance is {span.tolerance:.0e}"
-        raise UnsupportedModel(span.family, reason)
-    allocator = PageAllocator(pages=6, page_size=4)
-    step = Step([allocator.place(SessionKey(b""), 0, 3)], [3], 4, span.dtype, span.device)
+    new_cache = span.session_cache if layout.mixers else None
+    packed = PackedForward(own, cache)
     try:
-        recipe = learn_recipe(own, span.blocks, span.blocks_name, cache, span.random_inputs(3, seed=3), step)
+        _require_agreement(span, packed, reference, new_cache)
+    except UnsupportedModel:
+        if not layout.mixers:
+            raise
+        loop.by_token = True
+        _require_agreement(span, packed, reference, new_cache)
+    driver = _try_directly(span, packed, cache, new_cache) or packed
+    return Service("recurrent" if layout.mixers else "paged", driver, layout, cache, new_cache)
+
+
+def _try_sessions(span: LoadedSpan, reference: Reference, layout: CacheLayout) -> Service:
+    for module in span.model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = span.attention
+    driver = SessionForward(span.own_forward())
+    _require_agreement(span, driver, reference, span.session_cache)
+    return Service("session", driver, layout, None, span.session_cache)
+
+
+def _probe_masks(span: LoadedSpan, own: OwnForward, layout: CacheLayout) -> MaskProbe:
+    """Find out how each block's attention reads the pages. Raises UnsupportedModel unless it does so in a known way."""
+    probe = MaskProbe(span.max_position)
+    with attention_implementation(span.model, MASK_PROBE):
+        PackedForward(own, probe).run(
+            span.random_inputs(2, seed=2),
+            _one_step(span, 2),
+            torch.arange(2, device=span.device),
+        )
+    for layer, reason in probe.unclear.items():
+        raise span.refuse(f"block {layer} {reason}")
+    for layer in layout.keeping - probe.attending.keys():
+        raise span.refuse(f"block {layer} does not attend through transformers' attention interface")
+    return probe
+
+
+def _try_directly(
+    span: LoadedSpan, packed: PackedForward, cache: PagedKV, new_cache: Callable[[], SessionCache] | None
+) -> DirectForward | None:
+    """Call the modules without the wrappers around them, if that agrees to the bit."""
+    try:
+        recipe = learn_recipe(
+            packed,
+            span.blocks,
+            span.blocks_name,
+            cache,
+            span.random_inputs(3, seed=3),
+            _one_step(span, 3),
+        )
     except NoRecipe:
-        return own, cache
+        return None
     direct = DirectForward(recipe, cache, first=span.first, last=span.last)
     inputs = span.random_inputs(TEST_TOKENS, seed=4)
-    outputs = zip(_run_chunks(direct, pool, span, inputs), _run_chunks(own, pool, span, inputs), strict=True)
-    return (direct if all(torch.equal(ours, theirs) for ours, theirs in outputs) else own), cache
+    ours, theirs = (_run_chunks(driver, span, inputs, new_cache) for driver in (direct, packed))
+    return direct if all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True)) else None
 
 
-def _run_chunks(driver: Driver, pool: KVPool, span: LoadedSpan, inputs: torch.Tensor) -> list[torch.Tensor]:
+def _require_agreement(
+    span: LoadedSpan, driver: Driver, reference: Reference, new_cache: Callable[[], SessionCache] | None
+) -> None:
+    """Raise UnsupportedModel unless ragged chunks of two sessions give the reference."""
+    outputs = _run_chunks(driver, span, reference.inputs, new_cache)
+    error = max(span.error(output, reference.output) for output in outputs)
+    if not error <= span.tolerance:
+        raise span.refuse(f"it is off by {error:.1e}, the tolerance is {span.tolerance:.0e}")
+
+
+def _run_chunks(
+    driver: Driver, span: LoadedSpan, inputs: torch.Tensor, new_cache: Callable[[], SessionCache] | None
+) -> list[torch.Tensor]:
     """Send the same inputs as two interleaved sessions in ragged chunks; give each session's outputs in order."""
-    allocator = PageAllocator(pages=len(pool.keys[0]) // pool.page_size, page_size=pool.page_size)
+    allocator = PageAllocator(pages=2 * TEST_TOKENS, page_size=PAGE_SIZE)
     keys = (SessionKey(b"first"), SessionKey(b"second"))
-    outputs: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    states = None if new_cache is None else SessionStates(new_cache, None)
+    outputs = [inputs.new_empty(0), inputs.new_empty(0)]
     for chunks in TEST_STEPS:
-        tables, parts = [], []
-        for session, tokens in chunks:
-            past = allocator.tokens(keys[session])
-            tables.append(allocator.place(keys[session], past, tokens))
-            parts.append(inputs[past : past + tokens])
-        counts = [tokens for _, tokens in chunks]
-        step = Step(tables, counts, pool.page_size, span.dtype, span.device)
+        tables, parts, caches, redone = [], [], [], []
+        for session, position, tokens in chunks:
+            key, first = keys[session], position
+            if states is not None:
+                if (again := states.redone(key, position)) is not None:
+                    first -= len(again)
+                rows = inputs[first : position + tokens]
+                states.check(key, first)
+                states.enter(key, first, rows, position - first)
+                caches.append(states.cache(key))
+            tables.append(allocator.place(key, first, position + tokens - first))
+            parts.append(inputs[first : position + tokens])
+            redone.append(position - first)
+        counts = [len(rows) for rows in parts]
+        step = Step(tables, counts, PAGE_SIZE, span.dtype, span.device, caches)
         output = driver.run(torch.cat(parts), step, torch.arange(step.tokens, device=span.device))
-        for (session, _), rows in zip(chunks, torch.split(output, counts), strict=True):
-            outputs[session].append(rows)
-    return [torch.cat(rows) for rows in outputs]
+        for (session, position, _), rows, skipped in zip(chunks, torch.split(output, counts), redone, strict=True):
+            outputs[session] = torch.cat((outputs[session][:position], rows[skipped:]))
+    return outputs
+
+
+def _one_step(span: LoadedSpan, tokens: int) -> Step:
+    """Make a step of one new session."""
+    table = PageAllocator(pages=TEST_TOKENS, page_size=PAGE_SIZE).place(SessionKey(b""), 0, tokens)
+    return Step([table], [tokens], PAGE_SIZE, span.dtype, span.device, [span.session_cache()])
+
+
+def _check_finite(span: LoadedSpan) -> None:
+    """Raise CheckpointBroken if a weight is not a number."""
+    weights = dict(span.model.named_parameters())
+    for name, module in span.model.named_modules():
+        if isinstance(module, InferenceLinear):
+            weights |= {f"{name}.{own}": scales for own, scales in module.named_buffers()}
+    broken = [
+        name
+        for name, weight in weights.items()
+        if weight.is_floating_point() and not weight.is_meta and not _is_finite(weight)
+    ]
+    if broken:
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        raise CheckpointBroken(span.source, f"weights are NaN or infinite: {', '.join(broken[:NAMED])}{more}")
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if weight.numel() == 0:
+        return True
+    if weight.dtype.itemsize < 2:
+        return bool(torch.isfinite(weight.float()).all())
+    return bool(torch.isfinite(torch.stack(weight.aminmax())).all())

@@ -20,7 +20,7 @@ from swarm_model.drivers import (
     Constant,
     Group,
     Inputs,
-    OwnForward,
+    PackedForward,
     Positions,
     Recipe,
     ResultOf,
@@ -34,7 +34,12 @@ class NoRecipe(Exception):
 
 
 def learn_recipe(
-    own: OwnForward, blocks: Sequence[nn.Module], blocks_name: str, cache: PagedKV, inputs: torch.Tensor, step: Step
+    packed: PackedForward,
+    blocks: Sequence[nn.Module],
+    blocks_name: str,
+    cache: PagedKV,
+    inputs: torch.Tensor,
+    step: Step,
 ) -> Recipe:
     """Run one step through the own forward and write down its calls. Raises NoRecipe."""
     watch = _Watch(inputs, step, cache)
@@ -42,7 +47,7 @@ def learn_recipe(
     outside = [
         child
         for container in sorted(containers)
-        for name, child in own.model.get_submodule(container).named_children()
+        for name, child in packed.own.model.get_submodule(container).named_children()
         if f"{container}.{name}".removeprefix(".") not in containers | {blocks_name}
     ]
     with ExitStack() as hooks:
@@ -51,8 +56,8 @@ def learn_recipe(
             hooks.callback(handle.remove)
         for block in blocks:
             hooks.callback(block.register_forward_hook(watch.saw_block, with_kwargs=True).remove)
-        output = own.run(inputs, step, torch.arange(step.tokens, device=inputs.device))
-    return watch.recipe(blocks, output, getattr(own.model.config, "final_logit_softcapping", None))
+        output = packed.run(inputs, step, torch.arange(step.tokens, device=inputs.device))
+    return watch.recipe(blocks, output, getattr(packed.own.model.config, "final_logit_softcapping", None))
 
 
 class _Watch:

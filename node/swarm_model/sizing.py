@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from swarm_model.checkpoint import Checkpoint
-from swarm_model.errors import NotEnoughMemory, SpanOutsideModel
+from swarm_model.errors import KVPoolTooSmall, NotEnoughMemory, SpanOutsideModel
 from swarm_model.tensor_files import TensorInfo
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -23,6 +23,8 @@ INT8_BYTES: Final = 1.01  # of a weight, with its share of a scale; the head is 
 INT4_GROUP: Final = 64  # weights that share a scale and an offset
 READ_AT_ONCE_BYTES: Final = 1 << 26  # of blocks that are held unquantized while a span is loaded
 EXPERTS: Final = re.compile(r"\.experts?\.")  # transformers fuses them into parameters that are not quantized
+COUNTED_PAGES: Final = 1 << 20  # at most, where pages take no memory but their bookkeeping
+EXPECTED_TOKENS: Final = 1024  # of a session, where memory is divided between states and pages
 BLOCK_NUMBER: Final = re.compile(r"\.(\d+)\.")
 EMBEDDING: Final = re.compile(r"(^|\.)(embed_tokens|wte|wpe|word_embeddings|embed_in|tok_embeddings)\.")
 
@@ -108,10 +110,38 @@ def bits_of(quantization: Mapping[str, Any] | None) -> int:
 def kv_bytes_per_token(checkpoint: Checkpoint, start: int, end: int, dtype: DtypeName) -> int:
     """Estimate what blocks `start` to `end` keep of one token."""
     config: Any = checkpoint.config.get_text_config()
-    heads = int(config.num_attention_heads)
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    if heads == 0:
+        return 0  # a model without attention
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     head_size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
     return (end - start) * 2 * kv_heads * head_size * DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many tokens, and how many sessions' states, the KV memory of a span holds."""
+
+    pages: int
+    sessions: int | None  # None where a session takes pages alone
+
+    @classmethod
+    def of(cls, kv_bytes: int, bytes_per_token: int, state_bytes: int, *, page_size: int, max_position: int) -> "Room":
+        """Divide KV memory between pages and states, for sessions of EXPECTED_TOKENS. Raises KVPoolTooSmall."""
+        page_bytes = bytes_per_token * page_size
+        if state_bytes == 0:
+            if kv_bytes < page_bytes:
+                raise KVPoolTooSmall(kv_bytes, page_bytes)
+            return cls(kv_bytes // page_bytes, None)
+        expected_pages = -(-min(EXPECTED_TOKENS, max_position) // page_size)
+        sessions = max(1, kv_bytes // (state_bytes + expected_pages * page_bytes))
+        left = kv_bytes - sessions * state_bytes
+        if left < page_bytes:
+            raise KVPoolTooSmall(kv_bytes, state_bytes + page_bytes)
+        if page_bytes == 0:  # pages then only count tokens
+            longest = -(-max_position // page_size)
+            return cls(min(sessions * longest, max(longest, COUNTED_PAGES)), sessions)
+        return cls(left // page_bytes, sessions)
 
 
 def widest_span(sizes: WeightSizes, start: int, available_bytes: int) -> tuple[int, int] | None:

@@ -10,8 +10,9 @@ import copy
 import logging
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import swarm_model.transformers_version  # noqa: F401  checks the release before the imports below rely on it
 from swarm_model.checkpoint import Checkpoint
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 NAMED: Final = 5  # tensors that a note names
 CPU: Final = torch.device("cpu")
 NO_MASKS: Final = "swarm_no_masks"  # transformers makes no attention masks for an implementation that it does not know
+META_MASKS: Final = "swarm_meta_masks"  # for code that cannot do without
 PLAIN: Final = (str, int, float, bool, type(None))  # attributes of a block that the model's own forward may ask for
 
 
@@ -53,6 +56,8 @@ class Anatomy:
     block_tensors: tuple[tuple[str, ...], ...]  # checkpoint tensors of each block
     edge_tensors: dict[str, Edges]  # checkpoint tensors outside the blocks
     plan: Plan | None  # of a quantized checkpoint
+    tuples: bool  # whether blocks return their hidden states in a tuple
+    attention: str  # the attention implementation that transformers takes by default
 
     def needs_module(self, name: str, start: int, end: int) -> bool:
         edges = self.edges[name]
@@ -72,14 +77,16 @@ class Anatomy:
 class Hole(nn.Module):
     """Stands where a block of another span would stand, and hands its input on."""
 
-    def __init__(self, like: nn.Module) -> None:
+    def __init__(self, like: nn.Module, *, as_tuple: bool = False) -> None:
         super().__init__()
+        self._as_tuple = as_tuple
         for name, value in vars(like).items():
             if isinstance(value, PLAIN) and not name.startswith("_"):
                 setattr(self, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, None) if self._as_tuple else hidden
 
 
 class NoEmbedding(nn.Module):
@@ -90,7 +97,7 @@ class NoEmbedding(nn.Module):
         self.width = width
 
     def forward(self, ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.zeros(*ids.shape, self.width, device=ids.device)
+        return torch.zeros(1, 1, self.width, device=ids.device)
 
 
 def check_span(start: int, end: int, num_blocks: int) -> None:
@@ -111,9 +118,9 @@ def study(checkpoint: Checkpoint, device: torch.device = CPU) -> Anatomy:
     model_class = AutoModelForCausalLM._model_mapping[type(config)]
     with torch.device("meta"):
         model = model_class(copy.deepcopy(config))
-    parameters = model.state_dict()
+    parameters, attention = model.state_dict(), str(model.config._attn_implementation)
     blocks = _find_blocks(model, checkpoint.num_blocks, family)
-    edges = _watch_edges(model, blocks, family)
+    edges, tuples = _watch_edges(model, blocks, family)
     quantizer = None
     if plan is not None:
         model, quantizer, plan = _quantized(model_class, config, plan, device)
@@ -147,6 +154,8 @@ def study(checkpoint: Checkpoint, device: torch.device = CPU) -> Anatomy:
         tuple(tuple(names) for names in block_tensors),
         edge_tensors,
         plan,
+        tuples,
+        attention,
     )
 
 
@@ -169,11 +178,32 @@ def span_class(anatomy: Anatomy, start: int, end: int) -> type[Any]:
     return SpanModel
 
 
+def _initialize_real_blocks(owner: Any, name: str) -> None:
+    """Have the code that fills in what no checkpoint holds see real blocks alone in the owner's list `name`."""
+    initialize = owner._init_weights
+
+    def wrapped(module: nn.Module) -> None:
+        if module is not owner:
+            initialize(module)
+            return
+        blocks = getattr(owner, name)
+        setattr(owner, name, nn.ModuleList(block for block in blocks if not isinstance(block, Hole)))
+        try:
+            initialize(module)
+        finally:
+            setattr(owner, name, blocks)
+
+    owner._init_weights = wrapped
+
+
 def _prune(model: Any, anatomy: Anatomy, start: int, end: int) -> None:
     layers = model.get_submodule(anatomy.blocks)
     for number in range(anatomy.num_blocks):
         if not start <= number < end:
-            layers[number] = Hole(layers[number])
+            layers[number] = Hole(layers[number], as_tuple=anatomy.tuples)
+    owner, _, name = anatomy.blocks.rpartition(".")
+    if hasattr(model.get_submodule(owner), "_init_weights"):
+        _initialize_real_blocks(model.get_submodule(owner), name)
     for name in anatomy.edges:
         if not anatomy.needs_module(name, start, end):
             module = model.get_submodule(name)
@@ -190,38 +220,73 @@ def _find_blocks(model: nn.Module, num_blocks: int, family: str) -> str:
     raise UnsupportedModel(family, f"its class has no list of {num_blocks} blocks")
 
 
-def _watch_edges(model: Any, blocks: str, family: str) -> dict[str, Edges]:
-    """Send one token through the model with holes for blocks, and note who runs before and who behind them."""
-    layers = model.get_submodule(blocks)
-    for number in range(len(layers)):
-        layers[number] = Hole(layers[number])
-    passed_blocks = False
-    ran: dict[str, set[bool]] = {}
+def _watch_edges(model: Any, blocks: str, family: str) -> tuple[dict[str, Edges], bool]:
+    """Send one token through the model with holes for blocks, and note who runs before and who behind them.
 
-    def note_block(*_: Any) -> None:
-        nonlocal passed_blocks
-        passed_blocks = True
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda *_: ran.setdefault(name, set()).add(passed_blocks)
-
+    Says too whether blocks return their hidden states in a tuple: where they do, a model takes item 0 of what a hole
+    returns, and a bare tensor loses a dimension.
+    """
     weighted = [
-        name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False)) and name
+        name
+        for name, module in model.named_modules()
+        if name and not name.startswith(blocks + ".") and any(True for _ in module.parameters(recurse=False))
     ]
-    hooks = [layers[0].register_forward_pre_hook(note_block)]
-    hooks += [model.get_submodule(name).register_forward_pre_hook(note(name)) for name in weighted]
-    try:
-        with foreign_code(family), torch.no_grad(), attention_implementation(model, NO_MASKS):
-            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    layers = model.get_submodule(blocks)
+    originals = list(layers)
+    refusals = []
+    for tuples, masks in product((False, True), (NO_MASKS, META_MASKS)):
+        for number, block in enumerate(originals):
+            layers[number] = Hole(block, as_tuple=tuples)
+        try:
+            with foreign_code(family), torch.no_grad(), attention_implementation(model, masks):
+                ran = _who_runs(model, layers[0], weighted)
+            break
+        except UnsupportedModel as refusal:
+            refusals.append(refusal)
+    else:
+        raise refusals[0]
     edges = {name: Edges(first=False in ran.get(name, ()), last=True in ran.get(name, ())) for name in weighted}
     for head, embedding in (getattr(model, "all_tied_weights_keys", None) or {}).items():
         tied = head.rpartition(".")[0], embedding.rpartition(".")[0]
         if all(name in edges for name in tied):
             edges[tied[1]] = Edges(edges[tied[1]].first, edges[tied[1]].last or edges[tied[0]].last)
-    return edges
+    return edges, tuples
+
+
+def _meta_mask(*_: Any, q_length: int, kv_length: int, **__: Any) -> torch.Tensor:
+    """Make an attention mask of the right shape, for code that only passes it on."""
+    return torch.zeros(1, 1, q_length, kv_length, dtype=torch.bool, device="meta")
+
+
+ALL_MASK_ATTENTION_FUNCTIONS.register(META_MASKS, _meta_mask)
+
+
+def _who_runs(model: Any, first_block: nn.Module, weighted: list[str]) -> dict[str, set[bool]]:
+    """Run one token, and give for each module that ran whether that was before (False) or behind (True) the blocks."""
+    passed_blocks = False
+    ran: dict[str, set[bool]] = {}
+    dimensions = 0
+
+    def note_block(_: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal passed_blocks, dimensions
+        passed_blocks = True
+        dimensions = (args[0] if args else kwargs["hidden_states"]).dim()
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any) -> None:
+            ran.setdefault(name, set()).add(passed_blocks)
+            if passed_blocks and args and isinstance(args[0], torch.Tensor) and args[0].dim() < dimensions:
+                raise ValueError("its blocks return no plain tensors")
+
+        return hook
+
+    with ExitStack() as hooks:
+        hooks.callback(first_block.register_forward_pre_hook(note_block, with_kwargs=True).remove)
+        for name in weighted:
+            hooks.callback(model.get_submodule(name).register_forward_pre_hook(note(name)).remove)
+        model.config.pad_token_id = None  # modelling code would look for padding among the ids, which have no values
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
+    return ran
 
 
 @contextmanager

@@ -10,7 +10,7 @@ session stays as it was, and the others are computed as if it had not been there
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -26,14 +26,13 @@ from swarm_model.errors import (
     ContextTooLong,
     InvalidChunk,
     KVFull,
-    KVPoolTooSmall,
     ModelError,
     PositionGap,
     SpanOutsideModel,
 )
 from swarm_model.kv_pool import KVPool
 from swarm_model.linears import can_pack, pack_linears
-from swarm_model.load_checks import LoadedSpan, check_masks, choose_driver, run_reference
+from swarm_model.load_checks import LoadedSpan, Mode, choose_service, run_reference, watch_cache
 from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
 from swarm_model.pages import OutOfPages, PageTable, SessionKey
 from swarm_model.prequantized import expands
@@ -42,7 +41,8 @@ from swarm_model.quantized_loading import load_quantized
 from swarm_model.sampler import Constraint, Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.session_kv import SessionKV
-from swarm_model.sizing import DtypeName, QuantizationName, require_memory
+from swarm_model.session_states import REDONE_TOKENS, SessionStates
+from swarm_model.sizing import DtypeName, QuantizationName, Room, require_memory
 from swarm_model.skeleton import check_span, foreign_code, study
 from swarm_model.step import Step
 from swarm_model.verify import judge
@@ -79,12 +79,14 @@ class Chunk:
 
     `position` says how many tokens of the session stand before the chunk: if more are cached, the cache is cut to it.
     `inputs` is `[tokens]` int64 ids on the first span, else `[tokens, hidden]`. `sample` counts on the last span alone.
+    The span itself puts `redone` tokens of the session's own before them where it cannot be cut: session_states.py.
     """
 
     session: SessionKey
     position: int
     inputs: torch.Tensor
     sample: SampleRequest | None = None
+    redone: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,10 @@ class SpanInfo:
     page_size: int  # tokens
     pages: int
     block_digests: tuple[bytes, ...]
-    rewind: Literal["any"] = "any"
+    mode: Mode
+    rewind: Literal["any", "checkpoints"]  # where a session can be cut: anywhere, or within its last step (64 guesses)
+    state_bytes_per_session: int  # besides the KV of its tokens
+    max_sessions: int | None  # that have room for such a state; None where there is none
     quantization: QuantizationName = "none"
 
 
@@ -128,11 +133,14 @@ class Span:
         kv: SessionKV,
         dtype: torch.dtype,
         device: torch.device,
+        states: SessionStates | None = None,
     ) -> None:
+        """`states` are what sessions keep outside the pages, where they keep such."""
         self.info: Final = info
         self._driver = driver
         self._kv = kv
         self._dtype, self._device = dtype, device
+        self._states = states
 
     @classmethod
     def load(
@@ -172,11 +180,15 @@ class Span:
         share what they computed: it has to tell apart whatever else their keys and values depend on, and whoever does
         not trust the other.
         """
+        if self._states is not None:
+            return 0  # what its tokens left behind is not in the pages alone
         return self._kv.adopt(session, scope, digests)
 
     def drop(self, session: SessionKey) -> None:
-        """Free a session's pages, but for its prefix; a session that is not known is already dropped."""
+        """Free what a session keeps, but for its prefix; a session that is not known is already dropped."""
         self._kv.drop(session)
+        if self._states is not None:
+            self._states.drop(session)
 
     @torch.inference_mode()
     def forward(self, batch: Sequence[Chunk], *, blocks: tuple[int, int] | None = None) -> list[Output]:
@@ -186,11 +198,13 @@ class Span:
         same blocks from its first chunk to its last.
 
         A session stands in a batch once. Whatever is wrong with one chunk comes back in its place. An exception means
-        that the whole step failed: the sessions in it are cut back to the positions of their chunks.
+        that the whole step failed: the sessions in it are cut back to the positions of their chunks, or dropped where
+        they keep more than pages.
         """
         start, end = blocks or (self.info.start, self.info.end)
         if not self.info.start <= start < end <= self.info.end:
             raise SpanOutsideModel((start, end), self.info.num_blocks)
+        batch = self._with_redone(batch)
         outputs: list[Output] = [None] * len(batch)
         ran: list[Chunk] = []
         waiting = list(range(len(batch)))
@@ -204,11 +218,30 @@ class Span:
                 waiting = crowded
         except BaseException:
             for chunk in reversed(ran):
-                self._kv.truncate(chunk.session, chunk.position)
+                if self._states is None:
+                    self._kv.truncate(chunk.session, chunk.position)
+                else:
+                    self.drop(chunk.session)  # some blocks have gone on, others have not
             raise
         for chunk in ran:
             self._kv.wrote(chunk.session, chunk.position, chunk.position + len(chunk.inputs))
-        return outputs
+        return [
+            output[chunk.redone :] if isinstance(output, torch.Tensor) and chunk.redone else output
+            for output, chunk in zip(outputs, batch, strict=True)
+        ]
+
+    def _with_redone(self, batch: Sequence[Chunk]) -> Sequence[Chunk]:
+        """Put before each chunk what a session that cannot be cut has to compute once more."""
+        if self._states is None:
+            return batch
+        chunks = []
+        for chunk in batch:
+            rows = self._states.redone(chunk.session, chunk.position)
+            if rows is not None and rows.shape[1:] == chunk.inputs.shape[1:] and rows.dtype == chunk.inputs.dtype:
+                inputs = torch.cat((rows, chunk.inputs))
+                chunk = replace(chunk, position=chunk.position - len(rows), inputs=inputs, redone=len(rows))
+            chunks.append(chunk)
+        return chunks
 
     def _reserve_all(
         self, batch: Sequence[Chunk], waiting: Sequence[int], ran: Sequence[Chunk], outputs: list[Output], embeds: bool
@@ -223,6 +256,8 @@ class Span:
                 self._check(chunk, [*busy, *(earlier.session for earlier in ran)], embeds)
                 tables.append(self._kv.place(chunk.session, chunk.position, len(chunk.inputs), busy))
                 wave.append(index)
+                if self._states is not None:
+                    self._states.enter(chunk.session, chunk.position, chunk.inputs, chunk.redone)
             except OutOfPages as refusal:
                 if wave:
                     crowded.append(index)
@@ -240,12 +275,14 @@ class Span:
             raise PositionGap(chunk.position, cached)
         if chunk.position < 0 or chunk.session in sessions:
             raise InvalidChunk("a position below 0, or a session twice in one step")
-        if chunk.sample is not None and len(chunk.sample.drafts) >= tokens:
+        if chunk.sample is not None and len(chunk.sample.drafts) >= tokens - chunk.redone:
             raise InvalidChunk("drafts without a known token before them")
         if chunk.position + tokens > self.info.max_position:
             raise ContextTooLong(chunk.position + tokens, self.info.max_position)
         if (pages := -(-(chunk.position + tokens) // self.info.page_size)) > self.info.pages:
             raise KVFull(pages, self._kv.free)
+        if self._states is not None:
+            self._states.check(chunk.session, chunk.position)
 
     def _check_inputs(self, inputs: torch.Tensor, embeds: bool) -> None:
         if embeds:
@@ -270,7 +307,8 @@ class Span:
         part = Part(blocks[0] - self.info.start, blocks[1] - self.info.start)
         embeds, last = blocks[0] == 0, blocks[1] == self.info.num_blocks
         counts = [len(chunk.inputs) for chunk in chunks]
-        step = Step(tables, counts, self.info.page_size, self._dtype, self._device)
+        caches = () if self._states is None else [self._states.cache(chunk.session) for chunk in chunks]
+        step = Step(tables, counts, self.info.page_size, self._dtype, self._device, caches)
         inputs = chunks[0].inputs if len(chunks) == 1 else torch.cat([chunk.inputs for chunk in chunks])
         inputs = inputs.to(self._device) if embeds else inputs.to(self._device, self._dtype)
         asking = [(number, chunk.sample) for number, chunk in enumerate(chunks) if last and chunk.sample is not None]
@@ -331,10 +369,11 @@ def load_span(
     read = _ByteProgress(
         "read", sum(checkpoint.tensors[name].end - checkpoint.tensors[name].start for name in names), on_progress
     )
-    if quantized is None:
-        model = load_model(checkpoint, anatomy, start, end, dtype=dtype, on_bytes=read.add, device=device)
-    else:
-        model = load_quantized(checkpoint, anatomy, start, end, dtype=dtype, wanted=quantized, on_bytes=read.add)
+    with foreign_code(checkpoint.family):
+        if quantized is None:
+            model = load_model(checkpoint, anatomy, start, end, dtype=dtype, on_bytes=read.add, device=device)
+        else:
+            model = load_quantized(checkpoint, anatomy, start, end, dtype=dtype, wanted=quantized, on_bytes=read.add)
     config = checkpoint.config.get_text_config()
     span = LoadedSpan(
         model=model,
@@ -344,27 +383,39 @@ def load_span(
         end=end,
         num_blocks=anatomy.num_blocks,
         family=checkpoint.family,
+        source=checkpoint.source,
         hidden_size=int(config.hidden_size),
         vocab_size=int(config.vocab_size),
         max_position=_longest_session(checkpoint, model),
         dtype=dtype,
         device=device,
+        tuples=anatomy.tuples,
+        attention=anatomy.attention,
         quantized=quantized is not None,
     )
     with torch.inference_mode(), foreign_code(checkpoint.family):
         move_weights(model, device)
         reference = run_reference(span)
-        check_masks(span)
+        layout = watch_cache(span, reference)
         packed = can_pack(dtype, device)
         if packed:
-            pack_linears(model)
+            pack_linears(model, reference.read_directly)
             drop_unused_embedding(model, anatomy, start)
-        driver, cache = choose_driver(span, reference)
-        bytes_per_token = sum(shape.bytes_per_token(dtype) for shape in reference.shapes)
-        pages = kv_bytes // (bytes_per_token * page_size)
-        if pages < 1:
-            raise KVPoolTooSmall(kv_bytes, bytes_per_token * page_size)
-        cache.pool = KVPool(reference.shapes, pages=pages, page_size=page_size, dtype=dtype, device=device)
+        service = choose_service(span, reference, layout)
+        layout, state_bytes = service.layout, service.layout.state_bytes
+        if not service.rewinds:
+            state_bytes = 2 * state_bytes + REDONE_TOKENS * span.hidden_size * dtype.itemsize  # with a checkpoint
+        room = Room.of(
+            kv_bytes,
+            layout.bytes_per_token,
+            state_bytes,
+            page_size=page_size,
+            max_position=span.max_position,
+        )
+        if service.pages is not None:
+            service.pages.pool = KVPool(
+                service.pages.pool.shapes, pages=room.pages, page_size=page_size, dtype=dtype, device=device
+            )
 
     owned = {block: [checkpoint.tensors[name] for name in anatomy.digest_tensors(block)] for block in range(start, end)}
     hashed = _ByteProgress("digest", sum(t.end - t.start for tensors in owned.values() for t in tensors), on_progress)
@@ -382,13 +433,21 @@ def load_span(
             + ([anatomy.plan.label] if anatomy.plan else [])
         ),
         weight_bytes=weight_bytes(model),
-        kv_bytes_per_token=bytes_per_token,
+        kv_bytes_per_token=layout.bytes_per_token,
         page_size=page_size,
-        pages=pages,
+        pages=room.pages,
         block_digests=tuple(block_digest(checkpoint.directory, tensors, hashed.add) for tensors in owned.values()),
+        mode=service.mode,
+        rewind="any" if service.rewinds else "checkpoints",
+        state_bytes_per_session=state_bytes,
+        max_sessions=room.sessions,
         quantization=quantize,
     )
-    return Span(info, driver, SessionKV(cache.pool, pages), dtype, device)
+    pool = KVPool({}, pages=0, page_size=page_size, dtype=dtype, device=device)
+    if service.pages is not None:
+        pool = service.pages.pool
+    states = None if service.new_cache is None else SessionStates(service.new_cache, room.sessions)
+    return Span(info, service.driver, SessionKV(pool, room.pages), dtype, device, states)
 
 
 class _ByteProgress:

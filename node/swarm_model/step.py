@@ -6,6 +6,7 @@ tensors of the pool. Called by span.py, read by attention.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,11 +37,16 @@ class Step:
         page_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        caches: Sequence[Any] = (),
     ) -> None:
-        """`tables` already hold the chunks' tokens; `tokens` says how many of each are new."""
+        """`tables` already hold the chunks' tokens; `tokens` says how many of each are new.
+
+        `caches` are what the sessions keep besides pages, in the order of the chunks, where they keep such.
+        """
+        self.caches = caches
         self.stretches: list[Stretch] = []
         self._device, self._dtype = device, dtype
-        self._masks: dict[tuple[int, int, int], torch.Tensor] = {}
+        self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
         positions: list[int] = []
         slots: list[int] = []
         for table, count in zip(tables, tokens, strict=True):
@@ -59,18 +65,21 @@ class Step:
         self.slots = torch.tensor(slots, device=device)  # [tokens]
         self.first_slot = slots[0] if slots[-1] - slots[0] == len(slots) - 1 and len(tables) == 1 else None
 
-    def mask(self, tokens: int, length: int, window: int) -> torch.Tensor:
+    def mask(self, tokens: int, length: int, window: int, chunk: int = 0) -> torch.Tensor:
         """What the last `tokens` of `length` tokens may attend to, as a term to add to scores: `[tokens, length]`.
 
-        `window` 0 means all tokens before, otherwise that many, the token itself included.
+        `window` 0 means all tokens before, otherwise that many, the token itself included. With `chunk`, tokens attend
+        within chunks of so many tokens alone; the `length` tokens begin with a chunk.
         """
-        key = (tokens, length, window)
+        key = (tokens, length, window, chunk)
         if (mask := self._masks.get(key)) is None:
             rows = torch.arange(length - tokens, length, device=self._device)[:, None]
             columns = torch.arange(length, device=self._device)
             hidden = columns > rows
             if window:
                 hidden |= columns <= rows - window
+            if chunk:
+                hidden |= columns < rows // chunk * chunk
             mask = torch.zeros(tokens, length, dtype=self._dtype, device=self._device)
             mask.masked_fill_(hidden, float("-inf"))
             self._masks[key] = mask

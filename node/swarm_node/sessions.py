@@ -25,6 +25,7 @@ from swarm_net.session_errors import (
     KVFull,
     ModelNotServed,
     PositionGap,
+    RewindImpossible,
     SessionFull,
     SessionUnknown,
     SpanNotServed,
@@ -56,6 +57,7 @@ class Session:
     newest: tuple[int, int, int] = (0, -1, -1)  # (epoch, frame, position) of the newest accepted step
     tail: int = 0  # tokens cached once everything accepted has run
     waiting: deque[int] = field(default_factory=deque)  # where the steps that have not wholly run go on, in their order
+    checkpoint: int = 0  # how far back a span that keeps checkpoints goes
     waiting_tokens: int = 0  # accepted here, and neither run nor voided yet
     ids: NDArray[np.int32] | None = None  # [tail], every token, where penalties or a grammar need them
     newest_candidate: int = 0
@@ -124,6 +126,10 @@ class SessionTable:
 
     @property
     def kv_free(self) -> int:
+        """Count the tokens that may be promised; none where no other session's state has room."""
+        places = self.facts.max_sessions
+        if places is not None and len(self.sessions) + len(self.ending) >= places:
+            return 0
         return self.facts.kv_tokens - self.kv_promised
 
     def open(self, message: Open, link: Link, now_s: float) -> Session:
@@ -228,6 +234,7 @@ class SessionTable:
         if step.candidates:
             session.newest_candidate = step.candidates[-1].id
         session.tail = step.position + step.count
+        session.checkpoint = step.position if step.kind == "verify" else session.tail  # a verify step runs in one piece
         session.waiting.append(step.position)
         session.touched_s = now_s
         session.waiting_tokens += step.count
@@ -268,6 +275,8 @@ class SessionTable:
             raise BadStep(reason=f"{len(data)} bytes for {step.count} tokens of {width} bytes")
         if step.position > session.tail:
             raise PositionGap(position=step.position, cached=session.tail)
+        if step.position < session.tail:
+            self._check_rewind(session, step.position)
         if (tokens := step.position + step.count) > session.open.max_tokens:
             raise SessionFull(tokens=tokens, limit=session.open.max_tokens)
         if session.waiting_tokens + step.count > (limit := MAX_WAITING_ROUNDS * session.open.max_tokens):
@@ -283,9 +292,17 @@ class SessionTable:
         if step.candidates and ids[1:] != [candidate.token for candidate in step.candidates]:
             raise BadStep(reason="candidates that are not the step's tokens")
 
+    def _check_rewind(self, session: Session, position: int) -> None:
+        """A span with a running state goes back within the last step that verified guesses, or to the beginning."""
+        if self.facts.rewind == "any" or position == 0:
+            return
+        back_to = session.checkpoint if self.facts.rewind == "checkpoints" else session.tail
+        if position < back_to:
+            raise RewindImpossible(position=position, cached=session.tail)
+
     def _check_candidates(self, session: Session, step: Step) -> None:
         """A verify step is one known token and a chain of guesses behind it."""
-        if self.facts.rewind != "any":
+        if self.facts.rewind == "none":
             raise Unsupported(feature=f"drafts on a span with rewind={self.facts.rewind}")
         if step.kind != "verify" or not step.sample:
             raise BadStep(reason="candidates in a step that does not verify them")

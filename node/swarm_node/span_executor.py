@@ -15,22 +15,25 @@ from swarm_model import int8_codec
 from swarm_model.errors import InvalidActivations, ModelError, OutsideGrammar
 from swarm_model.prefixes import CHUNK_TOKENS
 from swarm_model.sampling_params import Sampling
+from swarm_model.session_states import REDONE_TOKENS
 from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
 from swarm_net.messages import SamplingSpec
 from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
 from swarm_net.session_errors import ComputeFailed, GrammarRefused
 from swarm_node.executor import Draw, Drawn, Output, Piece, Prefix, SpanFacts
+from swarm_node.sessions import MAX_CANDIDATES
 
 assert CHUNK_TOKENS == PREFIX_CHUNK_TOKENS
+assert REDONE_TOKENS > MAX_CANDIDATES
 
 
 class SpanExecutor:
     """Runs pieces on a loaded span."""
 
     def __init__(self, span: Span, *, swap_bytes: int = 0) -> None:
-        """`swap_bytes` of host memory are promised to sessions beside the KV pool."""
+        """`swap_bytes` of host memory are promised to sessions beside the KV pool, where pages hold all they keep."""
         info = span.info
-        swap_pages = swap_bytes // (info.kv_bytes_per_token * info.page_size)
+        swap_pages = swap_bytes // (info.kv_bytes_per_token * info.page_size) if info.mode == "paged" else 0
         self._span = span
         self._dtype = getattr(torch, info.dtype)
         self.facts = SpanFacts(
@@ -50,6 +53,7 @@ class SpanExecutor:
             weight_bytes=info.weight_bytes,
             kv_bytes_per_token=info.kv_bytes_per_token,
             quantization="" if info.quantization == "none" else info.quantization,
+            max_sessions=info.max_sessions,
         )
 
     def run(self, pieces: Sequence[Piece]) -> list[Output]:

@@ -55,7 +55,7 @@ class Record(Part, kw_only=True, frozen=True):
     dtype: ShortName
     quantization: ShortName = ""
     page_size: Count = 0
-    rewind: Rewind = "any"
+    rewind: Rewind = "any"  # where a session can be cut; "checkpoints": anywhere within its last step of guesses
     codecs: Names = ("raw",)
     prefill_tokens_per_s: Rate = 0.0
     decode_tokens_per_s: Rate = 0.0  # of one session alone, through the whole span

@@ -12,6 +12,7 @@
     ├── ComputeFailed       the executor raised                                 elsewhere
     ├── SessionUnknown      a step for a session that is not (or no longer) open elsewhere
     ├── PositionGap         tokens are missing before the step                  here
+    ├── RewindImpossible    a running state cannot go back that far             here
     ├── SessionFull         the step goes beyond what was reserved              never
     ├── ContextTooLong      beyond what the model can attend to                 never
     ├── BadStep             a step that contradicts its session or itself       never
@@ -238,6 +239,23 @@ class PositionGap(SessionError):
 
 
 @dataclass(eq=False)
+class RewindImpossible(SessionError):
+    """The step starts before the end of what is cached, and the span's state cannot go back there."""
+
+    position: int
+    cached: int
+
+    code: ClassVar[str] = "rewind_impossible"
+    retry: ClassVar[Retry] = "here"
+
+    def text(self) -> str:
+        return f"step at position {self.position}, but {self.cached} tokens cannot be taken back that far"
+
+    def remedy(self) -> str:
+        return "send the session's tokens again from position 0"
+
+
+@dataclass(eq=False)
 class SessionFull(SessionError):
     """The step goes beyond the tokens that the session was opened for."""
 
@@ -351,6 +369,7 @@ _LEAVES: dict[str, type[SessionError]] = {
         ComputeFailed,
         SessionUnknown,
         PositionGap,
+        RewindImpossible,
         SessionFull,
         ContextTooLong,
         BadStep,

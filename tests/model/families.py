@@ -45,13 +45,18 @@ INLINE = {
         "attention_multiplier": 0.2,
     }
 }
+# Keep a running state of each session beside KV pages, or nothing else
+RUNNING = {
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv", "full_attention", "conv", "conv"]},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 8},
+}
 CPU = torch.device("cpu")
 
 
 def make_checkpoint(family: str, directory: Path, *, seed: int = 1, **changes: Any) -> Path:
     """Save a random model of a family in several shards; weights are large enough that every token matters."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**{**COMMON, **(FAMILIES | INLINE).get(family, {}), **changes})
+    config = CONFIG_MAPPING[family](**{**COMMON, **(FAMILIES | INLINE | RUNNING).get(family, {}), **changes})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -67,6 +72,11 @@ def make_checkpoint(family: str, directory: Path, *, seed: int = 1, **changes: A
 def load_reference(directory: Path, dtype: torch.dtype, attention: str = "eager") -> Any:
     """Load the whole model with transformers."""
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention).eval()
+
+
+def load_transformers(directory: Path) -> Any:
+    """Load the whole model as transformers does if nothing is asked for but float32."""
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
 def load_spans(

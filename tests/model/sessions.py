@@ -23,6 +23,7 @@ class Session:
     sampling: Sampling = field(default_factory=Sampling)
     ids: list[int] = field(default_factory=list)
     cached: int = 0
+    checkpoint: int = 0  # where the last chunk began
     sampled: list[Sampled] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -35,14 +36,17 @@ class Session:
 
 def run_sessions(spans: Sequence[Span], sessions: Sequence[Session], rng: random.Random, *, cuts: bool = True) -> None:
     """Run all sessions to their end in random batches, and leave no page behind."""
+    anywhere = all(span.info.rewind == "any" for span in spans)
     while unfinished := [session for session in sessions if not session.done]:
         batch = rng.sample(unfinished, rng.randint(1, len(unfinished)))
         for session in batch:
-            if cuts and session.cached > 1 and rng.random() < 0.1:
-                session.cached = rng.randint(0, session.cached - 1)  # what follows is sent again
+            back_to = 0 if anywhere else session.checkpoint
+            if cuts and session.cached > max(1, back_to) and rng.random() < 0.2:  # what follows is sent again
+                session.cached = rng.randint(back_to, session.cached - 1)
         chunks = [_next_chunk(session, rng) for session in batch]
         outputs = forward_chain(spans, chunks)
         for session, chunk, output in zip(batch, chunks, outputs, strict=True):
+            session.checkpoint = session.cached if len(chunk.inputs) > 1 else session.cached + 1
             session.cached += len(chunk.inputs)
             if output is not None:
                 (sampled,) = output

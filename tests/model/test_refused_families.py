@@ -1,53 +1,44 @@
 """Families whose numbers we would get wrong are refused when they are loaded, each for a reason of its own."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from swarm_model.errors import UnsupportedModel
-from tests.model.families import BLOCKS, load_spans, make_checkpoint
-
-CHUNKED = {
-    "head_dim": 16,
-    "num_local_experts": 2,
-    "intermediate_size_mlp": 96,
-    "attention_chunk_size": 8,
-    "layer_types": ["chunked_attention"] * 5 + ["full_attention"],
-}
-SINKS = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7}
-LATENT = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 16,
-    "v_head_dim": 16,
-    "head_dim": 8,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-}
-RECURRENT = {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 8}
-ALIBI = {"n_layer": BLOCKS, "n_head": 4}
+from swarm_model.errors import CheckpointBroken, UnsupportedModel
+from tests.model.configurations import BLOCKS, REFUSALS, Refusal
+from tests.model.families import load_spans, make_checkpoint
 
 
-@pytest.mark.parametrize(
-    ("family", "changes", "reason"),
-    [
-        ("gpt_oss", SINKS, "s_aux"),
-        ("llama4_text", CHUNKED, "masks tokens"),
-        ("deepseek_v3", LATENT, "other keys and values"),
-        ("mamba2", RECURRENT, "position_ids"),
-        ("bloom", ALIBI, "fails on a span"),
-    ],
-)
-def test_a_family_that_would_be_computed_wrong_is_refused(
-    family: str, changes: dict[str, Any], reason: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UnsupportedModel, match=reason) as refusal:
-        load_spans(make_checkpoint(family, tmp_path, **changes), [0, 2, BLOCKS])
-    assert refusal.value.family == family
+@pytest.mark.parametrize("refused", REFUSALS, ids=lambda refused: refused.name)
+def test_a_family_that_would_be_computed_wrong_is_refused(refused: Refusal, tmp_path: Path) -> None:
+    directory = make_checkpoint(refused.family, tmp_path, **{"num_hidden_layers": BLOCKS, **refused.changes})
+    with pytest.raises(UnsupportedModel, match=refused.says) as refusal:
+        load_spans(directory, [0, 2, BLOCKS])
+    assert refusal.value.family == refused.family
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_named(value: float, tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    name = "model.layers.3.mlp.up_proj.weight"
+    for file in tmp_path.glob("*.safetensors"):
+        tensors = load_file(file)
+        if name in tensors:
+            tensors[name][5, 7] = value
+            save_file(tensors, file, metadata={"format": "pt"})
+
+    load_spans(tmp_path, [0, 2])
+    with pytest.raises(CheckpointBroken, match=f"NaN or infinite: {name}"):
+        load_spans(tmp_path, [2, 4])
+
+
+def test_numbers_beyond_a_type_are_told_from_broken_weights(tmp_path: Path) -> None:
+    make_checkpoint("llama", tmp_path)
+    for file in tmp_path.glob("*.safetensors"):
+        tensors = {name: tensor * 2000 for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    with pytest.raises(UnsupportedModel, match="range of float16"):
+        load_spans(tmp_path, [0, 2], dtype=torch.float16)

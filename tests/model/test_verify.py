@@ -89,7 +89,7 @@ def generate(
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)], steps
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "lfm2", "mamba2"])
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_no_draft_changes_an_id(
     name: str, family: str, checkpoint_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 """Nodes over memory links: sessions open, run, fail and end as the protocol says."""
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -212,6 +213,21 @@ async def test_a_last_hop_that_cannot_take_grammars_refuses_them() -> None:
         assert isinstance(refusal, Unsupported)
         assert (refusal.feature, refusal.hop) == ("grammar", 2)
         await settled(lambda: all(is_empty(node) for node in nodes.nodes))
+
+
+async def test_a_span_has_room_for_so_many_running_states() -> None:
+    async with swarm(*THREE) as nodes:
+        table = nodes.nodes[1].table
+        table.facts = dataclasses.replace(table.facts, max_sessions=1)
+        client = await nodes.client()
+        _, answer = await nodes.open(client, SESSION)
+        assert isinstance(answer, Opened)
+        assert nodes.nodes[1].load().kv_tokens_free == 0
+        _, answer = await nodes.open(client, b"another-session-")
+        assert isinstance(answer, Refuse)
+        refusal = from_failure(answer.failure)
+        assert isinstance(refusal, KVFull)
+        assert (refusal.hop, refusal.tokens_free) == (1, 0)
 
 
 async def failure(client: Peer) -> Exception:

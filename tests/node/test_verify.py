@@ -12,6 +12,7 @@ from swarm_net.messages import Candidate, Failure, Opened, Result, SamplingSpec,
 from swarm_net.session_errors import (
     BadStep,
     PositionGap,
+    RewindImpossible,
     SessionError,
     SessionFull,
     SessionUnknown,
@@ -157,6 +158,33 @@ async def test_an_id_is_never_used_again() -> None:
         await result(client)
         link.send(verify(20, [7, 8], frame=2, first=6), body([known, 7, 8]))
         assert isinstance(await failure(client), BadStep)
+
+
+async def test_a_running_state_goes_back_within_the_last_guesses_alone() -> None:
+    async with swarm(*THREE) as nodes:
+        table = nodes.nodes[1].table
+        table.facts = dataclasses.replace(table.facts, rewind="checkpoints")
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION)
+        link.send(prefill(SESSION, PROMPT), body(PROMPT))
+        known, wanted = (await result(client)).tokens[0], expected(PROMPT, 5)
+        assert known == wanted[0]
+        link.send(verify(20, [wanted[1], 7, 8]), body([known, wanted[1], 7, 8]))
+        assert (await result(client)).tokens == tuple(wanted[1:3])
+
+        link.send(prefill(SESSION, PROMPT[19:], frame=2, position=19), body(PROMPT[19:]))
+        refusal = await failure(client)
+        assert isinstance(refusal, RewindImpossible)
+        assert (refusal.hop, refusal.position, refusal.cached) == (1, 19, 24)
+        link.send(prefill(SESSION, wanted[:3], frame=3, position=20), body(wanted[:3]))
+        assert (await result(client)).tokens == (wanted[3],)
+
+        link.send(prefill(SESSION, wanted[1:3], frame=4, position=21), body(wanted[1:3]))
+        refusal = await failure(client)
+        assert isinstance(refusal, RewindImpossible)
+        assert (refusal.position, refusal.cached) == (21, 23)
+        link.send(prefill(SESSION, PROMPT, frame=5), body(PROMPT))
+        assert (await result(client)).tokens == (known,)
 
 
 async def test_a_span_that_cannot_rewind_refuses_drafts() -> None:
