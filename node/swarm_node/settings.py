@@ -36,6 +36,15 @@ def _size(value: object) -> object:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def _pool_size(value: object) -> object:
+    if value == "auto":
+        return value
+    size = _size(value)
+    if isinstance(size, int) and size <= 0:
+        raise ValueError("write a size above 0, or auto")
+    return size
+
+
 def _host_port(value: object) -> object:
     if value and isinstance(value, str) and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]/\s]+):[0-9]{1,5}", value):
         raise ValueError("write HOST:PORT, an IPv6 host in brackets; port 0 takes a free one")
@@ -66,15 +75,16 @@ _METAVARS = {
     "dtype": "auto|float32|bfloat16|float16",
     "quantize": "none|int8|int4|nf4|fp8",
     "threads": "N",
-    "kv_memory": "SIZE",
+    "kv_memory": "SIZE|auto",
     "swap_memory": "SIZE",
     "idle_timeout": "SECONDS",
     "share_prefixes": "off|client|everyone",
 }
 
-SIZES = frozenset({name for name, value in _METAVARS.items() if value == "SIZE"})
+SIZES = frozenset({name for name, value in _METAVARS.items() if value.startswith("SIZE")})
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+PoolSize = Annotated[int | Literal["auto"], BeforeValidator(_pool_size)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
 Blocks = Annotated[str, BeforeValidator(_blocks)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")]
@@ -101,7 +111,9 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="of weights and activations")
     quantize: Literal["none", "int8", "int4", "nf4", "fp8"] = Field("none", description="weights, while loading")
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(0, description="for computing; 0: all free cores")
-    kv_memory: Size = Field(2 * 2**30, gt=0, description="for keys and values, such as 2GiB")
+    kv_memory: PoolSize = Field(
+        "auto", description="for keys and values, such as 4GiB; auto: 2GiB, on a GPU what the blocks leave free"
+    )
     swap_memory: Size = Field(0, description="of the host, where sessions wait that do not fit there; they take turns")
     idle_timeout: Seconds = Field(300.0, description="after which a session that nobody uses ends")
     share_prefixes: Literal["off", "client", "everyone"] = Field(

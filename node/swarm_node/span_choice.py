@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
+KV_BYTES = 2 << 30  # where the node chooses
+KV_SHARE = 0.25  # of what a GPU has free, beside blocks that are still to be chosen: all of it is for the span
 ONE_THREAD_KEEPS = 0.8  # of decode speed times prefill speed with many threads, and one is chosen
 
 
@@ -46,6 +48,19 @@ class Hardware:
     @property
     def dtype_name(self) -> DtypeName:
         return str(self.dtype).removeprefix("torch.")  # type: ignore[return-value]
+
+    def kv_bytes(self, setting: int | str, weight_bytes: int | None = None) -> int:
+        """Return what keys and values may take: as asked, else a fixed size, or what weights leave free on a GPU.
+
+        Without `weight_bytes`: what to keep for them while the blocks are chosen.
+        """
+        if isinstance(setting, int):
+            return setting
+        if self.device.type != "cuda":
+            return KV_BYTES
+        if weight_bytes is None:
+            return int(KV_SHARE * self.free_memory_bytes)
+        return max(KV_BYTES, self.free_memory_bytes - weight_bytes)
 
 
 def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | None) -> Hardware:
@@ -76,11 +91,16 @@ def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | 
             *span,
             found.dtype_name,
             settings.quantize,
-            kv_bytes=settings.kv_memory,
+            kv_bytes=found.kv_bytes(settings.kv_memory, _weight_bytes(settings, checkpoint, span, found)),
             available_bytes=available,
             expanded=found.expands,
         )
     return found
+
+
+def _weight_bytes(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int], hardware: Hardware) -> int:
+    sizes = weight_sizes(checkpoint, hardware.dtype_name, settings.quantize, expanded=hardware.expands)
+    return sizes.span(*span) + sizes.loading
 
 
 def fixed_span(setting: str, num_blocks: int) -> tuple[int, int] | None:
@@ -98,7 +118,7 @@ def automatic_span(
 ) -> tuple[int, int]:
     """Choose as many blocks as fit beside the KV, where the swarm needs them most. Raises NothingToServe."""
     sizes = weight_sizes(checkpoint, hardware.dtype_name, settings.quantize, expanded=hardware.expands)
-    beside = settings.kv_memory + sizes.first_edge + sizes.last_edge + sizes.loading
+    beside = hardware.kv_bytes(settings.kv_memory) + sizes.first_edge + sizes.last_edge + sizes.loading
     room = hardware.free_memory_bytes - beside
     blocks = max(sizes.blocks)
     if room < blocks:
@@ -129,7 +149,7 @@ def load(
             *span,
             device=hardware.device,
             dtype=hardware.dtype,
-            kv_bytes=settings.kv_memory,
+            kv_bytes=hardware.kv_bytes(settings.kv_memory, _weight_bytes(settings, checkpoint, span, hardware)),
             quantize=settings.quantize,
             on_progress=show,
         )
