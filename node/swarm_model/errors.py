@@ -25,7 +25,7 @@
         ├── InvalidChunk            inputs of a wrong shape, type or value
         ├── InvalidActivations      activations that cannot be sent, or were not what they should be
         ├── LogitsNotFinite         the model gave no numbers to choose by
-        ├── OutsideGrammar          the answer does not match its grammar, or matching takes too long
+        ├── OutsideGrammar          a grammar that is none, or that the answer does not match
         └── InvalidSampling         a sampling parameter out of its range
 
 `code` crosses the wire with the fields and is never reused. Leaves are ordinary dataclasses, not frozen ones:
@@ -431,7 +431,7 @@ class LogitsNotFinite(ModelError):
 
 @dataclass(eq=False)
 class OutsideGrammar(ModelError):
-    """The tokens so far cannot be continued under the session's grammar."""
+    """A grammar cannot be used, or the tokens so far cannot be continued under it."""
 
     reason: str
 

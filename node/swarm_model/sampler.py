@@ -1,15 +1,15 @@
 """The choice of the next token from one row of logits.
 
 token = argmax over i of filter(logits / T)_i + Gumbel(seed, position, i): an exact sample of the filtered distribution
-(the Gumbel-max trick, Gumbel 1954), which depends on seed and position alone. Before the filters come what a
-constraint allows, the biases of single tokens and the penalties; the filters are transformers', in its order:
+(the Gumbel-max trick, Gumbel 1954), which depends on seed and position alone. Before the filters come the mask of a
+grammar, the biases of single tokens and the penalties; the filters are transformers', in its order:
 temperature, top-k, top-p, min-p. Ties go to the smaller token id. Log-probabilities are those of the model itself,
 before all of these. Called by verify.py with rows in float32 on the CPU.
 """
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -33,28 +33,21 @@ class Sampled:
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Constraint(Protocol):
-    """Says which tokens may come next; what it remembers may only save it work."""
-
-    def allowed(self, answer: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Return `[vocabulary]`: which tokens may follow these ids, at least one. Raises OutsideGrammar."""
-
-
 def sample(
     logits: Logits,
     sampling: Sampling,
     position: int,
     history: npt.NDArray[Any] | None = None,
-    constraint: Constraint | None = None,
+    mask: bytes | None = None,
 ) -> Sampled:
     """Choose the token that will stand at `position`.
 
-    `logits` is `[vocabulary]` and is not changed; `history` holds all ids so far, for penalties and the constraint.
-    Raises LogitsNotFinite, and what the constraint raises.
+    `logits` is `[vocabulary]` and is not changed; `history` holds all ids so far, for penalties; `mask` has a bit for
+    each token that may be chosen, from the lowest bit of the first byte on. Raises LogitsNotFinite.
     """
     if not isfinite(logits.max()):  # one pass finds NaN too: it is greater than everything to numpy
         raise LogitsNotFinite()
-    scores = _adjusted(logits, sampling, np.empty(0, np.int32) if history is None else history, constraint)
+    scores = _adjusted(logits, sampling, np.empty(0, np.int32) if history is None else history, mask)
     token = int(scores.argmax()) if sampling.greedy else _draw(scores, sampling, position)
     logprob = logprob_of(logits, token) if sampling.logprobs or sampling.top_logprobs else None
     return Sampled(token, logprob, top_logprobs(logits, sampling.top_logprobs))
@@ -79,11 +72,14 @@ def _log_normalizer(logits: Logits) -> float:
     return float(highest) + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
 
 
-def _adjusted(logits: Logits, sampling: Sampling, history: npt.NDArray[Any], constraint: Constraint | None) -> Logits:
-    """Apply the constraint, the biases and the penalties; returns `logits` itself where there are none."""
+def _adjusted(logits: Logits, sampling: Sampling, history: npt.NDArray[Any], mask: bytes | None) -> Logits:
+    """Apply the mask, the biases and the penalties; returns `logits` itself where there are none."""
     scores, answer = logits, history[sampling.prompt_tokens :]
-    if constraint is not None:
-        scores = np.where(constraint.allowed(answer), scores, np.float32(-np.inf))
+    if mask is not None:
+        bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=len(logits), bitorder="little")  # [vocabulary]
+        scores = np.where(bits, scores, np.float32(-np.inf))
+        if scores.max() == -np.inf:
+            raise LogitsNotFinite()  # not for any token that may be chosen
     if sampling.logit_bias:
         tokens, biases = zip(*sampling.logit_bias, strict=True)
         scores = scores.copy()

@@ -38,7 +38,7 @@ from swarm_model.pages import OutOfPages, PageTable, SessionKey
 from swarm_model.prequantized import expands
 from swarm_model.quantization import format_for
 from swarm_model.quantized_loading import load_quantized
-from swarm_model.sampler import Constraint, Sampled
+from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.session_kv import SessionKV
 from swarm_model.session_states import REDONE_TOKENS, SessionStates
@@ -62,15 +62,15 @@ were right, or None where none were asked for; or the error because of which it 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """How to choose the token behind a chunk; `history` is all ids so far, for penalties and the constraint alone.
+    """How to choose the token behind a chunk; `history` is all ids so far, for penalties alone.
 
-    `drafts` are the chunk's last tokens where they are guesses: see verify.py.
+    `drafts` are the chunk's last tokens where they are guesses, `masks` what a grammar allows: see verify.py.
     """
 
     sampling: Sampling
     history: npt.NDArray[np.integer[Any]] | None = None
     drafts: Sequence[int] = ()
-    constraint: Constraint | None = None
+    masks: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +330,7 @@ class Span:
                 first += len(own)
                 try:
                     outputs[places[number]] = judge(
-                        own, request.drafts, request.sampling, position, request.history, request.constraint
+                        own, request.drafts, request.sampling, position, request.history, request.masks
                     )
                 except ModelError as error:
                     outputs[places[number]] = error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from swarm_model.sampler import Constraint, Sampled, sample
+from swarm_model.sampler import Sampled, sample
 from swarm_model.sampling_params import Sampling
 
 
@@ -21,17 +21,19 @@ def judge(
     sampling: Sampling,
     position: int,
     history: npt.NDArray[Any] | None = None,
-    constraint: Constraint | None = None,
+    masks: Sequence[bytes] | None = None,
 ) -> tuple[Sampled, ...]:
     """Draw the tokens that stand at `position` and behind it, for as long as the drafts are right.
 
     Row i of `logits`, `[drafts + 1, vocabulary]`, belongs to the token at `position + i`, which draft i guesses.
-    `history` holds all ids so far, the drafts at its end. Returns as many tokens as drafts were right and one more.
+    `history` holds all ids so far, the drafts at its end. `masks` has one for each row, up to the first that bars its
+    draft (see `sample`). Returns as many tokens as drafts were right and one more.
     """
     drawn: list[Sampled] = []
     for place, row in enumerate(logits):
         known = None if history is None else history[: len(history) - len(drafts) + place]
-        drawn.append(sample(row, sampling, position + place, known, constraint))
+        mask = None if masks is None else masks[place]
+        drawn.append(sample(row, sampling, position + place, known, mask))
         if place == len(drafts) or drawn[-1].token != drafts[place]:
             break
     return tuple(drawn)

@@ -12,7 +12,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm_model.sampler import Constraint
 from swarm_net.links import Body
 from swarm_net.messages import SamplingSpec
 from swarm_net.records import Rewind
@@ -24,16 +23,17 @@ INT8_GROUP = 64  # values that share one scale of two bytes in the codec `int8`
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Draw the token behind a piece; `history` holds every id up to there, where penalties or the constraint need it.
+    """Draw the token behind a piece; `history` holds every id up to there, where penalties need it.
 
     `drafts` are the piece's last tokens where they are guesses: then draw behind the token before them too, and behind
-    each of them for as long as the drawn token is the guess.
+    each of them for as long as the drawn token is the guess. `masks` say what a grammar allows there: a bit for each
+    token, a row for each draw up to one that bars its guess.
     """
 
     sampling: SamplingSpec
     history: NDArray[np.int32] | None = None  # [position + count]
     drafts: tuple[int, ...] = ()
-    constraint: Constraint | None = None
+    masks: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

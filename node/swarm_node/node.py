@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ from swarm_net.prefixes import prefix_scope
 from swarm_net.session_errors import (
     ComputeFailed,
     Draining,
+    GrammarRefused,
     HopLost,
     HopSilent,
     HopUnreachable,
@@ -61,7 +63,7 @@ from swarm_net.session_errors import (
 from swarm_net.tasks import TaskScope
 from swarm_node.compute import Adopt, Command, Compute, Drop, Hold, Ran, Release, Void
 from swarm_node.executor import Prefix, SpanFacts
-from swarm_node.grammar_compiler import Grammars
+from swarm_node.grammars import Grammars, Matcher
 from swarm_node.scheduler import Work
 from swarm_node.sessions import Session, SessionTable
 
@@ -238,7 +240,7 @@ class Node:
             reply.keep_warm(1)
             if message.sampling.grammar:
                 assert self._grammars is not None, "the table refuses grammars that nobody can compile"
-                session.constraint = await self._grammars.constraint(message.sampling.grammar)
+                session.matcher = await self._grammars.matcher(message.sampling.grammar)
             return ()
         for lane in LANES:
             link = await self._endpoint.link(
@@ -313,7 +315,27 @@ class Node:
             work.wire_us = max(0, (self._clock.wall_ns() + link.clock_offset_ns - message.sent_ns) // 1000)
         if any(slow is session.downstream.get("bulk") for slow in self._slow_links):
             self._submit(Hold(session.id))
+        if session.matcher is not None and work.draw is not None:
+            session.unmasked += 1
+            self._submit(Hold(session.id))
+            self._tasks.start(self._mask(session, session.matcher, work), name="follow a grammar")
         self._submit(work)
+
+    async def _mask(self, session: Session, matcher: Matcher, work: Work) -> None:
+        """Find out what may stand behind a step, while it and the steps behind it wait."""
+        draw = work.draw
+        assert draw is not None
+        assert draw.history is not None
+        answer = draw.history[session.open.sampling.prompt_tokens :]
+        try:
+            work.draw = dataclasses.replace(draw, masks=await matcher.masks(answer, len(draw.drafts)))
+        except GrammarRefused as error:
+            if self.table.sessions.get(session.id) is session:
+                self._fail(session, error)
+            return
+        session.unmasked -= 1
+        if not session.unmasked:
+            self._submit(Release(session.id))
 
     def _submit(self, command: Command) -> None:
         """Hand commands to the compute driver once for all frames that arrived together: they may share a batch."""
@@ -466,6 +488,8 @@ class Node:
             _send(link, Cancel(session=session.id, reason=cancel))
         for link in session.links:
             link.keep_warm(-1)
+        if session.matcher is not None:
+            session.matcher.close()
         self._submit(Drop(session.id, lambda: self.table.release(session)))
         return True
 

@@ -33,7 +33,7 @@ from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.data_dir import DataDir, default_base
 from swarm_node.errors import BadSetting
-from swarm_node.grammar_compiler import GrammarCompiler
+from swarm_node.grammars import GrammarProcesses
 from swarm_node.joining import announced, libp2p_listen, listen, reach
 from swarm_node.node import Node, NodeLimits
 from swarm_node.operator import serve_operator
@@ -129,9 +129,9 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         compute = ComputeThread(executor, Scheduler(turns=turns), clock)
         grammars = None
         stop_ids, tokenizer_file = manifest.eos_token_ids, checkpoint.directory / "tokenizer.json"
-        if span[1] == manifest.num_blocks and GrammarCompiler.is_possible(tokenizer_file, stop_ids):
-            compiler = GrammarCompiler(tokenizer_file, facts.vocab_size, stop_ids)
-            grammars = await stack.enter_async_context(compiler)
+        if span[1] == manifest.num_blocks and GrammarProcesses.are_possible(tokenizer_file, stop_ids):
+            processes = GrammarProcesses(tokenizer_file, facts.vocab_size, stop_ids)
+            grammars = await stack.enter_async_context(processes)
         node = Node(
             endpoint=endpoint,
             compute=compute,

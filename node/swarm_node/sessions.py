@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from swarm_model.sampler import Constraint
 from swarm_model.sampling_params import MAX_BIAS, MAX_PENALTY
 from swarm_net.links import Body, Link, PeerId
 from swarm_net.messages import HopSpec, Lane, Open, Step
@@ -32,6 +31,7 @@ from swarm_net.session_errors import (
     Unsupported,
 )
 from swarm_node.executor import Draw, SpanFacts
+from swarm_node.grammars import Matcher
 from swarm_node.scheduler import Work
 
 MAX_CANDIDATES = 64
@@ -61,7 +61,8 @@ class Session:
     waiting_tokens: int = 0  # accepted here, and neither run nor voided yet
     ids: NDArray[np.int32] | None = None  # [tail], every token, where penalties or a grammar need them
     newest_candidate: int = 0
-    constraint: Constraint | None = None  # of the session's grammar; on the last hop alone
+    matcher: Matcher | None = None  # of the session's grammar; on the last hop alone
+    unmasked: int = 0  # steps accepted whose masks are not there yet
 
     @property
     def hop(self) -> int:
@@ -228,7 +229,7 @@ class SessionTable:
         draw = None
         if step.sample and session.is_last:
             drafts = tuple(candidate.token for candidate in step.candidates)
-            draw = Draw(session.open.sampling, session.ids, drafts, session.constraint)
+            draw = Draw(session.open.sampling, session.ids, drafts)
 
         session.newest = order
         if step.candidates:

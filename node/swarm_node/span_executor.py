@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from swarm_model import int8_codec
-from swarm_model.errors import InvalidActivations, ModelError, OutsideGrammar
+from swarm_model.errors import InvalidActivations, ModelError
 from swarm_model.prefixes import CHUNK_TOKENS
 from swarm_model.sampling_params import Sampling
 from swarm_model.session_states import REDONE_TOKENS
 from swarm_model.span import Chunk, Sampled, SampleRequest, SessionKey, Span
 from swarm_net.messages import SamplingSpec
 from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
-from swarm_net.session_errors import ComputeFailed, GrammarRefused
+from swarm_net.session_errors import ComputeFailed
 from swarm_node.executor import Draw, Drawn, Output, Piece, Prefix, SpanFacts
 from swarm_node.sessions import MAX_CANDIDATES
 
@@ -106,8 +106,6 @@ def _output(output: torch.Tensor | tuple[Sampled, ...] | ModelError | None, code
         return output.view(torch.uint8).numpy().data.cast("B")
     if isinstance(output, tuple):
         return tuple(Drawn(one.token, one.logprob, one.top) for one in output)
-    if isinstance(output, OutsideGrammar):
-        return GrammarRefused(reason=str(output))
     if isinstance(output, ModelError):
         return ComputeFailed(reason=str(output))  # the node's checks should have caught it
     return None
@@ -116,7 +114,7 @@ def _output(output: torch.Tensor | tuple[Sampled, ...] | ModelError | None, code
 def _request(draw: Draw | None) -> SampleRequest | None:
     if draw is None:
         return None
-    return SampleRequest(sampling_of(draw.sampling), draw.history, draw.drafts, draw.constraint)
+    return SampleRequest(sampling_of(draw.sampling), draw.history, draw.drafts, draw.masks)
 
 
 def sampling_of(spec: SamplingSpec) -> Sampling:

@@ -30,7 +30,7 @@ from swarm_net.records import sign
 from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.executor import Output, Piece, Prefix
-from swarm_node.grammar_compiler import Grammars
+from swarm_node.grammars import Grammars
 from swarm_node.node import Node
 from swarm_node.scheduler import Scheduler
 from swarm_node.span_executor import SpanExecutor

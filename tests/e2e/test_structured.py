@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import pytest_asyncio
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from swarm_client import Draft, Drafter
+from swarm_client.draft_policy import DraftPolicy
 from swarm_client.errors import InvalidParameter, NotOffered
 from swarm_client.model import AsyncRemoteModel
 from swarm_client.results import Generation
 from swarm_net.session_errors import GrammarRefused
-from swarm_node.grammar_compiler import GrammarCompiler
+from swarm_node.grammars import GrammarProcesses
 from tests.client import tiny_tokenizers
+from tests.client.test_draft_generation import AsOften
 from tests.e2e.in_process import InProcessSwarm, in_process_swarm
 from tests.node.swarm import settled
 
@@ -66,14 +69,14 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def grammars(speaker: Path) -> AsyncIterator[GrammarCompiler]:
+async def grammars(speaker: Path) -> AsyncIterator[GrammarProcesses]:
     """One compiler for all nodes: its process takes seconds to start."""
-    async with GrammarCompiler(speaker / "tokenizer.json", VOCABULARY, (EOS,)) as compiler:
+    async with GrammarProcesses(speaker / "tokenizer.json", VOCABULARY, (EOS,)) as compiler:
         yield compiler
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def swarm(speaker: Path, grammars: GrammarCompiler) -> AsyncIterator[InProcessSwarm]:
+async def swarm(speaker: Path, grammars: GrammarProcesses) -> AsyncIterator[InProcessSwarm]:
     async with in_process_swarm(speaker, (0, 2), (2, 3), grammars=grammars) as running:
         yield running
 
@@ -127,20 +130,74 @@ async def test_among_other_sessions_nothing_changes(model: AsyncRemoteModel) -> 
     assert together[2].token_ids == free.token_ids
 
 
-async def test_after_a_failover_the_answer_is_the_same(
-    speaker: Path, grammars: GrammarCompiler, tmp_path: Path
+class Guessing(Drafter):
+    """Guesses what the answer is known to be, but at every so manyth place another token, most of them not allowed."""
+
+    def __init__(self, prompt: Sequence[int], answer: Sequence[int], wrong_every: int) -> None:
+        self._prompt, self._answer, self._wrong_every = len(prompt), answer, wrong_every
+
+    def propose(self, ids: Sequence[int], max_tokens: int) -> Draft:
+        done = len(ids) - self._prompt
+        guesses = [*self._answer[done:], EOS, EOS, 7][: min(max_tokens, 9)]
+        for place in range(len(guesses)):
+            if (done + place + 1) % self._wrong_every == 0:
+                guesses[place] = (guesses[place] * 7 + 3) % VOCABULARY
+        return Draft(guesses)
+
+    def policy(self) -> DraftPolicy:
+        return AsOften(9)
+
+
+@pytest.mark.parametrize("wrong_every", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.0, "seed": 3},
+        {"temperature": 2.0, "top_p": 0.9, "frequency_penalty": 1.0, "logit_bias": {40: 3.0}, "logprobs": 2, "seed": 4},
+    ],
+    ids=["greedy", "sampled", "everything"],
+)
+async def test_guesses_under_a_grammar_change_nothing(
+    model: AsyncRemoteModel, sampling: dict[str, Any], wrong_every: int
 ) -> None:
-    asked = {"json_schema": SCHEMA, "temperature": 1.0, "seed": 7, "max_new_tokens": 200}
+    asked = {"max_new_tokens": 120, **sampling}
+    prompts = [[5, 6, 7], [9] * 40]
+    grammars: list[dict[str, Any]] = [{"json_schema": SCHEMA}, {"regex": EXPRESSION}, {"grammar": LIST}]
+    pairs = [(prompt, {**asked, **grammar}) for prompt in prompts for grammar in grammars]
+    wanted = await asyncio.gather(*(model.generate(prompt, **one) for prompt, one in pairs))
+    found = await asyncio.gather(
+        *(
+            model.generate(prompt, draft=Guessing(prompt, alone.token_ids, wrong_every), **one)
+            for (prompt, one), alone in zip(pairs, wanted, strict=True)
+        )
+    )
+    for alone, drafted in zip(wanted, found, strict=True):
+        assert drafted.token_ids == alone.token_ids
+        assert drafted.logprobs == pytest.approx(alone.logprobs, abs=1e-4)
+        assert drafted.finish_reason == alone.finish_reason == "eos"
+        assert drafted.drafts is not None
+        assert drafted.drafts.sent > 0
+        assert (drafted.drafts.accepted > 0) == (wrong_every > 1)
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+async def test_after_a_failover_the_answer_is_the_same(
+    speaker: Path, grammars: GrammarProcesses, tmp_path: Path, drafts: bool
+) -> None:
+    prompt = [5, 6, 7]
+    asked: dict[str, Any] = {"json_schema": SCHEMA, "temperature": 1.0, "seed": 7, "max_new_tokens": 200}
     async with (
         in_process_swarm(speaker, (0, 2), (2, 3), (2, 3), grammars=grammars) as swarm,
         swarm.client(tmp_path) as model,
     ):
-        undisturbed = await model.generate("Once", **asked)
+        undisturbed = await model.generate(prompt, **asked)
         tokens = []
-        async with model.stream("Once", **asked) as stream:
+        draft = Guessing(prompt, undisturbed.token_ids, 3) if drafts else None
+        async with model.stream(prompt, draft=draft, **asked) as stream:
             async for token in stream:
                 tokens.append(token.id)
-                if len(tokens) == 8:
+                if len(tokens) == 4:
                     (last,) = [number for number in (1, 2) if swarm.nodes[number].load().sessions]
                     swarm.drop(last)
         assert stream.generation is not None
@@ -188,7 +245,7 @@ async def test_what_cannot_be_a_grammar_is_refused_at_the_client(
 
 
 async def test_only_a_last_hop_that_takes_grammars_is_chosen(
-    speaker: Path, grammars: GrammarCompiler, tmp_path: Path
+    speaker: Path, grammars: GrammarProcesses, tmp_path: Path
 ) -> None:
     async with in_process_swarm(speaker, grammars=grammars) as swarm:
         await swarm.start(0, 3, takes_grammar=False)

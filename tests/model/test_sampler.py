@@ -1,6 +1,5 @@
 """The sampler: its distribution, its filters against transformers', and what it must not depend on."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -180,26 +179,17 @@ def test_penalties_and_biases_are_openais(
     assert sample(logits, sampling, 5, np.array(prompt + answer, np.int32)).token == wanted.token
 
 
-class OnlyEven:
-    """Allows even tokens, and notes for which answers it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: list[list[int]] = []
-
-    def allowed(self, answer: np.ndarray) -> np.ndarray:
-        self.answers.append(answer.tolist())
-        return np.arange(VOCABULARY) % 2 == 0
-
-
 @pytest.mark.parametrize("sampling", [Sampling(), *SAMPLINGS])
-def test_a_constraint_holds_before_every_filter(sampling: Sampling) -> None:
-    constraint, history = OnlyEven(), np.array([3, 3, 17, 250])
-    masked = np.where(np.arange(VOCABULARY) % 2 == 0, some_logits(0), np.float32(-np.inf))
+def test_a_mask_holds_before_every_filter(sampling: Sampling) -> None:
+    even = np.arange(VOCABULARY) % 2 == 0
+    mask, masked = np.packbits(even, bitorder="little").tobytes(), np.where(even, some_logits(0), np.float32(-np.inf))
+    history = np.array([3, 3, 17, 250])
     for position in range(50):
-        token = sample(some_logits(0), replace(sampling, prompt_tokens=2), position, history, constraint).token
+        token = sample(some_logits(0), sampling, position, history, mask).token
         assert token % 2 == 0
         assert token == sample(masked, sampling, position, history).token
-    assert constraint.answers == [[17, 250]] * 50
+    with pytest.raises(LogitsNotFinite):
+        sample(np.where(even, np.float32(-np.inf), some_logits(0)), sampling, 0, history, mask)
 
 
 def test_a_bias_forces_and_forbids() -> None:
