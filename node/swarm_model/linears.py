@@ -65,10 +65,15 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 def pack_linears(model: nn.Module, keep: Collection[nn.Module] = ()) -> None:
     """Replace every plain `nn.Linear` of a model but those to `keep`, one after the other: one weight is held twice."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and not child.weight.is_meta and child not in keep:
-                setattr(module, name, PackedLinear(child))
+    # By name: a list of the modules themselves would keep every plain weight until the last one is packed.
+    places = [
+        (module, name)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) is nn.Linear and not child.weight.is_meta and child not in keep
+    ]
+    for module, name in places:
+        setattr(module, name, PackedLinear(getattr(module, name)))
 
 
 def seconds(work: Callable[[], object]) -> float:
