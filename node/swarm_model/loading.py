@@ -7,8 +7,9 @@ the weights cast from them, for as long as the file is open. Called by span.py.
 
 import copy
 import mmap
+import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +30,7 @@ CPU: Final = torch.device("cpu")
 COMPUTED: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PLAIN_CODE: Final = ("torch.nn.", "transformers.models.")  # where modules live that no quantizer has put in
 NAMED: Final = 3  # missing tensors that an error names
+IN_A_BLOCK: Final = re.compile(r"(.*\.\d+\..*\.)(\d+)(\..*)")  # a tensor of a numbered module of a numbered block
 
 
 TORCH_DTYPES: Final = {
@@ -116,10 +118,13 @@ def load_model(
                 dtype=dtype,
                 attn_implementation="eager",
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with names
                 **placement,
             )
     except (RuntimeError, OSError) as error:
-        raise CheckpointBroken(str(checkpoint.directory), str(error).strip().splitlines()[-1]) from error
+        lost = first_gap(names)
+        reason = f"weights are missing: {lost}" if lost else str(error).strip().splitlines()[-1]
+        raise CheckpointBroken(str(checkpoint.directory), reason) from error
     _check_report(checkpoint.directory, report)
     if anatomy.plan is not None:
         _cast_plain_weights(checkpoint.directory, model, dtype)
@@ -182,9 +187,26 @@ def _check_report(directory: Path, report: dict[str, Any]) -> None:
     if missing:
         more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
         raise CheckpointBroken(str(directory), f"weights are missing: {', '.join(missing[:NAMED])}{more}")
-    if report.get("mismatched_keys"):
-        name = sorted(str(entry) for entry in report["mismatched_keys"])[0]
-        raise CheckpointBroken(str(directory), f"shapes do not fit config.json: {name}")
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        reason = f"{name} is {list(found)}, by config.json it should be {list(expected)}"
+        raise CheckpointBroken(str(directory), reason)
+
+
+def first_gap(names: Iterable[str]) -> str | None:
+    """Find a tensor that one of a block's numbered modules, such as experts, lacks and another one has.
+
+    For an error's text alone: the library merges experts into one weight, and does not say which one it misses.
+    """
+    kinds: dict[str, dict[str, set[str]]] = {}  # by what stands before the last number, and behind it
+    for name in names:
+        if found := IN_A_BLOCK.fullmatch(name):
+            kinds.setdefault(found[1], {}).setdefault(found[3], set()).add(found[2])
+    for head, tails in kinds.items():
+        everything = set[str]().union(*tails.values())
+        for tail, numbers in tails.items():
+            for number in sorted(everything - numbers, key=int):
+                return head + number + tail
+    return None
 
 
 @contextmanager

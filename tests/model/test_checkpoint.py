@@ -1,6 +1,7 @@
 """Checkpoints that are whole, and all the ways in which they are not."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,10 @@ from swarm_model.errors import (
     UnsupportedModel,
 )
 from swarm_model.sizing import kv_bytes_per_token, require_memory, weight_sizes, widest_span
+from swarm_model.skeleton import study
 from swarm_model.span import LoadProgress, Span
 from tests.model.families import BLOCKS, CPU, FAMILIES, LONGEST, load_spans, make_checkpoint
+from tests.model.quantized_checkpoints import change_tensors
 
 
 @pytest.fixture
@@ -175,8 +178,27 @@ def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
         load(folder)
     (folder / INDEX_FILE).write_text(whole)
     change_config(folder, intermediate_size=100)
-    with pytest.raises(CheckpointBroken):
+    with pytest.raises(CheckpointBroken, match=r"mlp\.down_proj\.weight is \[64, 96\], .* should be \[64, 100\]"):
         load(folder)
+
+
+def test_a_missing_part_of_what_is_merged_is_named(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint_of("mixtral"), tmp_path / "mixtral"))
+    lost = next(name for name in Checkpoint.open(folder).weight_map if "layers.2." in name and "experts.1.w3" in name)
+    change_tensors(folder, lambda name, tensor: {} if name == lost else {name: tensor})
+    with pytest.raises(CheckpointBroken, match=re.escape(f"weights are missing: {lost}")):
+        load(folder)
+    change_tensors(folder, lambda name, tensor: {} if "layers.2." in name and "experts.1." in name else {name: tensor})
+    with pytest.raises(CheckpointBroken, match=r"layers\.2\..*experts.* is \[3, .* should be \[4, "):
+        load(folder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_block_digests_cover_every_tensor(family: str, checkpoint_of: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(checkpoint_of(family))
+    anatomy = study(checkpoint)
+    covered = {name for block in range(BLOCKS) for name in anatomy.digest_tensors(block)}
+    assert covered == set(checkpoint.weight_map)
 
 
 def test_a_span_reads_only_the_files_it_needs(folder: Path) -> None:

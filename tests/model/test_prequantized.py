@@ -106,16 +106,16 @@ def test_sizes_are_estimated_from_the_files(scheme: str, folder_of: Callable[[st
         assert 0.98 * span.info.weight_bytes <= estimate <= 1.1 * span.info.weight_bytes
 
 
-@pytest.mark.parametrize(("scheme", "extra"), [("fp8-expanded", "weight_scale_inv"), ("mxfp4-expanded", "_scales")])
-def test_a_block_digest_covers_what_quantization_adds(
-    scheme: str, extra: str, folder_of: Callable[[str], Path], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_block_digests_cover_what_quantization_adds(scheme: str, folder_of: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint.open(folder_of(scheme))
     anatomy = study(checkpoint)
     for block in range(BLOCKS):
-        own = [name for name in checkpoint.weight_map if f"layers.{block}." in name]
-        assert any(name.endswith(extra) for name in own)
-        assert set(own) <= set(anatomy.digest_tensors(block))
+        own = {name for name in checkpoint.weight_map if f"layers.{block}." in name}
+        assert any(not name.endswith(("weight", "bias")) for name in own), "nothing that quantization adds"
+        assert own <= set(anatomy.digest_tensors(block))
+    covered = {name for block in range(BLOCKS) for name in anatomy.digest_tensors(block)}
+    assert covered == set(checkpoint.weight_map)
 
 
 def test_a_scale_that_is_missing_is_named(tmp_path: Path) -> None:
