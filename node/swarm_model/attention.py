@@ -14,6 +14,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from swarm_model.errors import UnsupportedModel
+from swarm_model.kernels import Asked, Kernel
 from swarm_model.kv_pool import KVPool
 from swarm_model.step import Step, Stretch
 
@@ -103,6 +104,8 @@ class PagedKV(StepCache):
         self.pool = pool
         self.attending: Final = attending  # layer index -> how it attends
         self.family: Final = family
+        self.kernel: Kernel | None = None  # for all sessions at once; without one they are attended one by one
+        self.asked: Final[dict[int, Asked]] = {}  # layer index -> what its attention asks
         self._given: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
     def update(
@@ -157,13 +160,31 @@ def paged_attention(
     keys, values = kv.pool.keys[layer_idx], kv.pool.values[layer_idx]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, chunk = attending.window, attending.chunk
+    if (kernel := kv.kernel) is not None and not attending.latent:
+        if (asked := kv.asked.get(layer_idx)) is None:
+            asked = kv.asked[layer_idx] = Asked(
+                heads=query.shape[1],
+                kv_heads=keys.shape[1],
+                key_size=query.shape[3],
+                value_size=values.shape[2],
+                dtype=query.dtype,
+                scale=scale,
+                window=window,
+                chunk=chunk,
+                softcap=softcap,
+                has_sinks=s_aux is not None,
+                has_biases=alibi is not None,
+            )
+        if kernel.serves(asked) and (kv.step.layout.decodes or not kernel.decodes_only):
+            attended = kernel.attend(query[0].transpose(0, 1), keys, values, kv.step.layout, asked, s_aux)
+            return attended[None].contiguous(), None
     plain = softcap is None and s_aux is None and alibi is None
     outputs = []
     for stretch in kv.step.stretches:
         rows = query if stretch.tokens == query.shape[2] else query.narrow(2, stretch.offset, stretch.tokens)
         # Only the last tokens are read: those of the chunk, and what its first token reaches
         reach = attending.reach(stretch.tokens, stretch.length)
-        session_keys, session_values = _tokens_of(keys, stretch, reach), _tokens_of(values, stretch, reach)
+        session_keys, session_values = (_tokens_of(kv.step, pool, stretch, reach) for pool in (keys, values))
         if attending.latent:
             session_keys, session_values = module.expand_kv(session_keys, session_values)  # type: ignore[operator]
         if stretch.tokens == 1 and plain:
@@ -188,7 +209,7 @@ def paged_attention(
     return attended.transpose(1, 2).contiguous(), None
 
 
-def _tokens_of(pool: torch.Tensor, stretch: Stretch, reach: int) -> torch.Tensor:
+def _tokens_of(step: Step, pool: torch.Tensor, stretch: Stretch, reach: int) -> torch.Tensor:
     """Read the last `reach` tokens of a session, in place where its pages follow one another.
 
     Returns `[1, kv heads, reach, head size]`.
@@ -197,7 +218,7 @@ def _tokens_of(pool: torch.Tensor, stretch: Stretch, reach: int) -> torch.Tensor
     heads = pool.transpose(0, 1)  # [kv heads, slots, head size]
     if stretch.slots is None:
         return heads.narrow(1, stretch.first_slot + skipped, reach).unsqueeze(0)
-    return heads.index_select(1, stretch.slots[skipped:]).unsqueeze(0)
+    return heads.index_select(1, step.slots_of(stretch)[skipped:]).unsqueeze(0)
 
 
 def _attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:

@@ -36,6 +36,7 @@ class KVPool:
     ) -> None:
         slots = pages * page_size
         self.shapes: Final = shapes
+        self.pages: Final = pages
         self.page_size: Final = page_size
         self.keys: Final = {
             layer: _zeros((slots, shape.kv_heads, shape.key_size), dtype, device) for layer, shape in shapes.items()

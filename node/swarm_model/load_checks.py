@@ -36,8 +36,10 @@ Mode = Literal["paged", "recurrent", "session"]
 PAGE_SIZE: Final = 4  # tokens, of the tests' own small pools
 NAMED: Final = 3  # tensors that an error names
 TEST_TOKENS: Final = 12
+TEST_PAGES: Final = 2 * TEST_TOKENS
+Steps = tuple[tuple[tuple[int, int, int], ...], ...]
 # Steps of (session, position, tokens) chunks, in the end TEST_TOKENS of each of two sessions; one goes back twice
-TEST_STEPS: Final = (
+TEST_STEPS: Final[Steps] = (
     ((0, 0, 5),),
     ((1, 0, 4), (0, 5, 1)),
     ((0, 6, 2), (1, 4, 4)),
@@ -215,7 +217,7 @@ def _try_pages(span: LoadedSpan, reference: Reference, layout: CacheLayout) -> S
     probe = _probe_masks(span, own, layout)
     per_token = sum(shape.bytes_per_token(span.dtype) for shape in probe.shapes.values())
     layout = replace(layout, bytes_per_token=per_token)
-    pool = KVPool(probe.shapes, pages=2 * TEST_TOKENS, page_size=PAGE_SIZE, dtype=span.dtype, device=span.device)
+    pool = KVPool(probe.shapes, pages=TEST_PAGES, page_size=PAGE_SIZE, dtype=span.dtype, device=span.device)
     cache = PagedKV(pool, probe.attending, span.family)
     for block in span.blocks:
         for module in block.modules():
@@ -279,7 +281,7 @@ def _try_directly(
         return None
     direct = DirectForward(recipe, cache, first=span.first, last=span.last)
     inputs = span.random_inputs(TEST_TOKENS, seed=4)
-    ours, theirs = (_run_chunks(driver, span, inputs, new_cache) for driver in (direct, packed))
+    ours, theirs = (run_chunks(driver, span, inputs, new_cache) for driver in (direct, packed))
     return direct if all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True)) else None
 
 
@@ -287,21 +289,27 @@ def _require_agreement(
     span: LoadedSpan, driver: Driver, reference: Reference, new_cache: Callable[[], SessionCache] | None
 ) -> None:
     """Raise UnsupportedModel unless ragged chunks of two sessions give the reference."""
-    outputs = _run_chunks(driver, span, reference.inputs, new_cache)
+    outputs = run_chunks(driver, span, reference.inputs, new_cache)
     error = max(span.error(output, reference.output) for output in outputs)
     if not error <= span.tolerance:
         raise span.refuse(f"it is off by {error:.1e}, the tolerance is {span.tolerance:.0e}")
 
 
-def _run_chunks(
-    driver: Driver, span: LoadedSpan, inputs: torch.Tensor, new_cache: Callable[[], SessionCache] | None
+def run_chunks(
+    driver: Driver,
+    span: LoadedSpan,
+    inputs: torch.Tensor,
+    new_cache: Callable[[], SessionCache] | None,
+    *,
+    steps: Steps = TEST_STEPS,
+    page_size: int = PAGE_SIZE,
 ) -> list[torch.Tensor]:
     """Send the same inputs as two interleaved sessions in ragged chunks; give each session's outputs in order."""
-    allocator = PageAllocator(pages=2 * TEST_TOKENS, page_size=PAGE_SIZE)
+    allocator = PageAllocator(pages=TEST_PAGES, page_size=page_size)
     keys = (SessionKey(b"first"), SessionKey(b"second"))
     states = None if new_cache is None else SessionStates(new_cache, None)
     outputs = [inputs.new_empty(0), inputs.new_empty(0)]
-    for chunks in TEST_STEPS:
+    for chunks in steps:
         tables, parts, caches, redone = [], [], [], []
         for session, position, tokens in chunks:
             key, first = keys[session], position
@@ -316,7 +324,7 @@ def _run_chunks(
             parts.append(inputs[first : position + tokens])
             redone.append(position - first)
         counts = [len(rows) for rows in parts]
-        step = Step(tables, counts, PAGE_SIZE, span.dtype, span.device, caches)
+        step = Step(tables, counts, page_size, span.dtype, span.device, caches)
         output = driver.run(torch.cat(parts), step, torch.arange(step.tokens, device=span.device))
         for (session, position, _), rows, skipped in zip(chunks, torch.split(output, counts), redone, strict=True):
             outputs[session] = torch.cat((outputs[session][:position], rows[skipped:]))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from swarm_model.acceleration import Acceleration, accelerate, acceleration_of
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.devices import available_bytes
 from swarm_model.digests import block_digest
@@ -113,6 +114,7 @@ class SpanInfo:
     numeric_class: str  # spans of one class give the same numbers up to the order of additions
     weight_bytes: int
     kv_bytes_per_token: int
+    kernel: str  # that attends, "+graphs" where decode steps are recorded
     page_size: int  # tokens
     pages: int
     block_digests: tuple[bytes, ...]
@@ -155,14 +157,18 @@ class Span:
         page_size: int = 16,
         quantize: QuantizationName = "none",
         on_progress: Callable[[LoadProgress], None] | None = None,
+        acceleration: Acceleration | None = None,
     ) -> "Span":
         """Load blocks `start` to `end`, fetching only the files that they need, and check them on random inputs.
 
-        `kv_bytes` is the memory for KV pages. Raises SpanOutsideModel, UnsupportedModel, CheckpointBroken,
+        `kv_bytes` is the memory for KV pages. `acceleration` is what may be tried, by default all that the device may
+        be able to do; a kernel decides on the page size. Raises SpanOutsideModel, UnsupportedModel, CheckpointBroken,
         NotEnoughMemory, NotEnoughDisk, KVPoolTooSmall, and what HubFiles.fetch raises.
         """
-        report = on_progress or (lambda _: None)
-        return load_span(checkpoint, start, end, device, dtype, kv_bytes, page_size, quantize, report)
+        acceleration, report = acceleration or acceleration_of(device), on_progress or (lambda _: None)
+        return load_span(
+            checkpoint, start, end, device, dtype, kv_bytes, page_size, quantize, acceleration, report
+        )
 
     @property
     def pages_free(self) -> int:
@@ -345,6 +351,7 @@ def load_span(
     kv_bytes: int,
     page_size: int,
     quantize: QuantizationName,
+    acceleration: Acceleration,
     on_progress: Callable[[LoadProgress], None],
 ) -> Span:
     """See Span.load."""
@@ -402,6 +409,10 @@ def load_span(
             pack_linears(model, reference.read_directly)
             drop_unused_embedding(model, anatomy, start)
         service = choose_service(span, reference, layout)
+        accelerated = accelerate(span, reference, service, acceleration)
+        spare_pages = 0
+        if accelerated is not None:
+            page_size, spare_pages = accelerated.page_size, accelerated.spare_pages
         layout, state_bytes = service.layout, service.layout.state_bytes
         if not service.rewinds:
             state_bytes = 2 * state_bytes + REDONE_TOKENS * span.hidden_size * dtype.itemsize  # with a checkpoint
@@ -414,7 +425,11 @@ def load_span(
         )
         if service.pages is not None:
             service.pages.pool = KVPool(
-                service.pages.pool.shapes, pages=room.pages, page_size=page_size, dtype=dtype, device=device
+                service.pages.pool.shapes,
+                pages=room.pages + spare_pages,
+                page_size=page_size,
+                dtype=dtype,
+                device=device,
             )
 
     owned = {block: [checkpoint.tensors[name] for name in anatomy.digest_tensors(block)] for block in range(start, end)}
@@ -434,6 +449,7 @@ def load_span(
         ),
         weight_bytes=weight_bytes(model),
         kv_bytes_per_token=layout.bytes_per_token,
+        kernel=accelerated.label if accelerated else "torch",
         page_size=page_size,
         pages=room.pages,
         block_digests=tuple(block_digest(checkpoint.directory, tensors, hashed.add) for tensors in owned.values()),
@@ -447,7 +463,8 @@ def load_span(
     if service.pages is not None:
         pool = service.pages.pool
     states = None if service.new_cache is None else SessionStates(service.new_cache, room.sessions)
-    return Span(info, service.driver, SessionKV(pool, room.pages), dtype, device, states)
+    driver = service.driver if accelerated is None else accelerated.driver
+    return Span(info, driver, SessionKV(pool, room.pages), dtype, device, states)
 
 
 class _ByteProgress:

@@ -1,15 +1,18 @@
 """One packed step: where each session's chunk stands in the batch, at which positions, in which KV slots.
 
-Owns what all blocks of a step share, built once before the first of them: positions, slots, masks. Knows pages, not
-tensors of the pool. Called by span.py, read by attention.py.
+Owns what all blocks of a step share, built once, when the first of them asks: positions, slots, masks, tables. Knows
+pages, not tensors of the pool. Called by span.py, read by attention.py.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
+import numpy as np
 import torch
 
+from swarm_model.kernels import Layout
 from swarm_model.pages import PageTable
 
 
@@ -18,13 +21,14 @@ class Stretch:
     """One chunk's rows `[offset, offset + tokens)` of a step; its session then holds `length` tokens.
 
     `first_slot` is where the session's tokens begin if its pages follow one another; otherwise `slots` names them all.
+    Kernels that attend to all sessions at once read the step's layout instead.
     """
 
     offset: int
     tokens: int
     length: int
     first_slot: int
-    slots: torch.Tensor | None  # [length]
+    slots: list[int] | None  # [length]
 
 
 class Step:
@@ -45,10 +49,14 @@ class Step:
         """
         self.caches = caches
         self.stretches: list[Stretch] = []
+        self.position_list: list[int] = []
+        self.slot_list: list[int] = []
+        self.tables: Final = tables
+        self.page_size: Final = page_size
         self._device, self._dtype = device, dtype
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
-        positions: list[int] = []
-        slots: list[int] = []
+        self._slots: dict[int, torch.Tensor] = {}
+        slots = self.slot_list
         for table, count in zip(tables, tokens, strict=True):
             past = table.tokens - count
             first_slot, all_slots = table.pages[0] * page_size, None
@@ -57,13 +65,38 @@ class Step:
             else:
                 session = [page * page_size + place for page in table.pages for place in range(page_size)]
                 slots.extend(session[past : table.tokens])
-                all_slots = torch.tensor(session[: table.tokens], device=device)
-            self.stretches.append(Stretch(len(positions), count, table.tokens, first_slot, all_slots))
-            positions.extend(range(past, table.tokens))
-        self.tokens = len(positions)
-        self.positions = torch.tensor([positions], device=device)  # [1, tokens]
-        self.slots = torch.tensor(slots, device=device)  # [tokens]
-        self.first_slot = slots[0] if slots[-1] - slots[0] == len(slots) - 1 and len(tables) == 1 else None
+                all_slots = session[: table.tokens]
+            self.stretches.append(Stretch(len(self.position_list), count, table.tokens, first_slot, all_slots))
+            self.position_list.extend(range(past, table.tokens))
+        self.tokens = len(self.position_list)
+        in_order = len(tables) == 1 and slots[-1] - slots[0] == len(slots) - 1
+        self.first_slot = slots[0] if in_order else None
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """Each row's place in its session, `[1, tokens]`."""
+        return torch.tensor([self.position_list], device=self._device)
+
+    @cached_property
+    def slots(self) -> torch.Tensor:
+        """Each row's place in the pool, `[tokens]`."""
+        return torch.tensor(self.slot_list, device=self._device)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What kernels are told."""
+        lengths = np.array([stretch.length for stretch in self.stretches], np.int32)
+        row_ends = np.array([0, *(stretch.offset + stretch.tokens for stretch in self.stretches)], np.int32)
+        pages = np.zeros((len(self.tables), max(len(table.pages) for table in self.tables)), np.int32)
+        for row, table in zip(pages, self.tables, strict=True):
+            row[: len(table.pages)] = table.pages
+        return Layout.of(row_ends, lengths, pages, self.page_size, self._device)
+
+    def slots_of(self, stretch: Stretch) -> torch.Tensor:
+        """The slots of a stretch whose pages do not follow one another, `[length]`."""
+        if (slots := self._slots.get(stretch.offset)) is None:
+            slots = self._slots[stretch.offset] = torch.tensor(stretch.slots, device=self._device)
+        return slots
 
     def mask(self, tokens: int, length: int, window: int, chunk: int = 0) -> torch.Tensor:
         """What the last `tokens` of `length` tokens may attend to, as a term to add to scores: `[tokens, length]`.

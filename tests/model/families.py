@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from swarm_model.acceleration import Acceleration
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.sizing import QuantizationName
 from swarm_model.span import Span
@@ -87,12 +88,21 @@ def load_spans(
     kv_bytes: int = 4 << 20,
     page_size: int = 4,
     quantize: QuantizationName = "none",
+    acceleration: Acceleration | None = None,
 ) -> list[Span]:
     """Load the spans between neighbouring cuts."""
     checkpoint = Checkpoint.open(directory)
     return [
         Span.load(
-            checkpoint, start, end, device=CPU, dtype=dtype, kv_bytes=kv_bytes, page_size=page_size, quantize=quantize
+            checkpoint,
+            start,
+            end,
+            device=CPU,
+            dtype=dtype,
+            kv_bytes=kv_bytes,
+            page_size=page_size,
+            quantize=quantize,
+            acceleration=acceleration,
         )
         for start, end in pairwise(cuts)
     ]
