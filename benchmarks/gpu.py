@@ -30,6 +30,7 @@ from rich.table import Table
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from swarm_model.acceleration import Acceleration, acceleration_of
 from swarm_model.checkpoint import Checkpoint
@@ -154,10 +155,6 @@ def load(path: Path, device: torch.device, kv_bytes: int, *, graphs: bool = True
     )
 
 
-def kernel_of(span: Span) -> str:
-    return span.info.numeric_class.split("/")[2]
-
-
 def prompts_of(batch: int, vocabulary: int, tokens: int = CONTEXT) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randint(3, vocabulary, (tokens,), generator=generator) for _ in range(batch)]
@@ -202,7 +199,7 @@ def check_exactness(family: str, changes: dict[str, Any], device: torch.device) 
             tokens += 1
             cached[number] = len(texts[number])
             texts[number].append(int(theirs.argmax()))
-    return Exactness(kernel_of(span), error, their_error, agreeing, tokens)
+    return Exactness(span.info.kernel, error, their_error, agreeing, tokens)
 
 
 def decode(span: Span, batch: int, steps: int) -> Decoding:
@@ -296,7 +293,7 @@ def show_speed(shape: str, batches: Sequence[int], steps: int, device: torch.dev
         span = load(path, device, kv_bytes)
         recorded = {batch: decode(span, batch, steps) for batch in batches}
         prefill = {tokens: prefill_tokens_per_s(span, tokens) for tokens in (1024, 4000)}
-        info, kernel = span.info, kernel_of(span)
+        info, kernel = span.info, span.info.kernel
         del span
         speed = memory_bytes_per_s(device)
         theirs: dict[int, float] = {}
@@ -336,6 +333,7 @@ def main() -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here; rehearse with --device cpu --shape tiny --batches 1,4")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor"
+    disable_progress_bar()
     console.print(f"{name}, torch {torch.__version__}")
     show_exactness(device, console)
     show_speed(

@@ -64,6 +64,12 @@ class Sampling:
                 raise InvalidSampling(field.name, getattr(self, field.name), "whole numbers")
 
     @property
+    def likeliest_alone(self) -> bool:
+        """Whether the likeliest token of the model's own distribution is all that is asked for."""
+        changes = self.frequency_penalty or self.presence_penalty or self.logit_bias or self.repetition_penalty != 1.0
+        return self.greedy and not (changes or self.logprobs or self.top_logprobs)
+
+    @property
     def greedy(self) -> bool:
         """Whether the likeliest token wins and no noise is needed."""
         return self.temperature < COLDEST

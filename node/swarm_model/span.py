@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from swarm_model.acceleration import Acceleration, accelerate, acceleration_of
@@ -22,6 +20,7 @@ from swarm_model.checkpoint import Checkpoint
 from swarm_model.devices import available_bytes
 from swarm_model.digests import block_digest
 from swarm_model.disk import files_of, require_disk
+from swarm_model.drawing import SampleRequest, draw
 from swarm_model.drivers import Driver, Part
 from swarm_model.errors import (
     ContextTooLong,
@@ -40,13 +39,12 @@ from swarm_model.prequantized import expands
 from swarm_model.quantization import format_for
 from swarm_model.quantized_loading import load_quantized
 from swarm_model.sampler import Sampled
-from swarm_model.sampling_params import Sampling
 from swarm_model.session_kv import SessionKV
 from swarm_model.session_states import REDONE_TOKENS, SessionStates
 from swarm_model.sizing import DtypeName, QuantizationName, Room, require_memory
 from swarm_model.skeleton import check_span, foreign_code, study
 from swarm_model.step import Step
-from swarm_model.verify import judge
+from swarm_model.transfers import to_device, to_host
 
 __all__ = ["Chunk", "LoadProgress", "Output", "SampleRequest", "Sampled", "SessionKey", "Span", "SpanInfo"]
 
@@ -57,21 +55,8 @@ DTYPE_NAMES: Final[dict[torch.dtype, DtypeName]] = {
 }
 
 Output = torch.Tensor | tuple[Sampled, ...] | ModelError | None
-"""What becomes of a chunk: hidden states `[tokens, hidden]`; on the last span the tokens sampled, one more than drafts
-were right, or None where none were asked for; or the error because of which it was not computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampleRequest:
-    """How to choose the token behind a chunk; `history` is all ids so far, for penalties alone.
-
-    `drafts` are the chunk's last tokens where they are guesses, `masks` what a grammar allows: see verify.py.
-    """
-
-    sampling: Sampling
-    history: npt.NDArray[np.integer[Any]] | None = None
-    drafts: Sequence[int] = ()
-    masks: Sequence[bytes] | None = None
+"""What becomes of a chunk: hidden states `[tokens, hidden]` on the host; on the last span the tokens sampled, one more
+than drafts were right, or None where none were asked for; or the error because of which it was not computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +151,7 @@ class Span:
         NotEnoughMemory, NotEnoughDisk, KVPoolTooSmall, and what HubFiles.fetch raises.
         """
         acceleration, report = acceleration or acceleration_of(device), on_progress or (lambda _: None)
-        return load_span(
-            checkpoint, start, end, device, dtype, kv_bytes, page_size, quantize, acceleration, report
-        )
+        return load_span(checkpoint, start, end, device, dtype, kv_bytes, page_size, quantize, acceleration, report)
 
     @property
     def pages_free(self) -> int:
@@ -316,30 +299,22 @@ class Span:
         caches = () if self._states is None else [self._states.cache(chunk.session) for chunk in chunks]
         step = Step(tables, counts, self.info.page_size, self._dtype, self._device, caches)
         inputs = chunks[0].inputs if len(chunks) == 1 else torch.cat([chunk.inputs for chunk in chunks])
-        inputs = inputs.to(self._device) if embeds else inputs.to(self._device, self._dtype)
+        inputs = to_device(inputs, self._device, None if embeds else self._dtype)
         asking = [(number, chunk.sample) for number, chunk in enumerate(chunks) if last and chunk.sample is not None]
-        drawn: list[int] = []  # the rows behind which tokens are drawn
+        wanted: list[int] = []  # the rows behind which tokens are drawn
+        requests: list[tuple[SampleRequest, int]] = []
         for number, request in asking:
             end = step.stretches[number].offset + counts[number]
-            drawn.extend(range(end - len(request.drafts) - 1, end))
-        rows = torch.tensor(drawn, dtype=torch.int64, device=self._device)
+            wanted.extend(range(end - request.rows, end))
+            requests.append((request, chunks[number].position + counts[number] - len(request.drafts)))
+        rows = to_device(torch.tensor(wanted, dtype=torch.int64), self._device)
         result = self._driver.run(inputs, step, rows, part)
         if not last:
-            for place, rows in zip(places, torch.split(result, counts), strict=True):
-                outputs[place] = rows
+            for place, hidden in zip(places, torch.split(to_host(result), counts), strict=True):
+                outputs[place] = hidden
         elif asking:
-            logits = result.float().cpu().numpy()  # [drawn, vocabulary]
-            first = 0
-            for number, request in asking:
-                own = logits[first : first + len(request.drafts) + 1]
-                position = chunks[number].position + counts[number] - len(request.drafts)
-                first += len(own)
-                try:
-                    outputs[places[number]] = judge(
-                        own, request.drafts, request.sampling, position, request.history, request.masks
-                    )
-                except ModelError as error:
-                    outputs[places[number]] = error
+            for (number, _), drawn in zip(asking, draw(result, requests), strict=True):
+                outputs[places[number]] = drawn
 
 
 def load_span(

@@ -1,0 +1,67 @@
+"""Spans on a CUDA device: exact with whatever kernel was chosen, with recorded decode steps and without."""
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from swarm_model.acceleration import Acceleration, acceleration_of
+from swarm_model.checkpoint import Checkpoint
+from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
+from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
+from tests.model.families import BLOCKS, FAMILIES, load_reference, load_spans
+from tests.model.test_acceleration import compare, run
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+CUTS = [0, 2, 4, BLOCKS]
+CUDA = torch.device("cuda")
+
+
+def load(directory: Path, dtype: torch.dtype, acceleration: Acceleration | None = None) -> list[Span]:
+    checkpoint = Checkpoint.open(directory)
+    return [
+        Span.load(checkpoint, start, end, device=CUDA, dtype=dtype, kv_bytes=64 << 20, acceleration=acceleration)
+        for start, end in pairwise(CUTS)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cuda_device_gives_what_a_cpu_gives(
+    family: str, dtype: torch.dtype, checkpoint_of: Callable[[str], Path]
+) -> None:
+    spans = load(checkpoint_of(family), dtype)
+    assert {span.info.kernel for span in spans} != {"torch"}
+    compare(
+        run(spans, 5),
+        run(load_spans(checkpoint_of(family), CUTS, dtype=dtype), 5),
+        1e-3 if dtype.itemsize == 4 else 0.3,
+    )
+
+
+def test_every_kernel_that_can_be_imported_is_exact(checkpoint_of: Callable[[str], Path]) -> None:
+    plain = run(load(checkpoint_of("llama"), torch.bfloat16, Acceleration()), 6)
+    for make in acceleration_of(CUDA).kernels:
+        alone = Acceleration((make,), acceleration_of(CUDA).recorder)
+        spans = load(checkpoint_of("llama"), torch.bfloat16, alone)
+        assert all(span.info.kernel.endswith("+graphs") for span in spans)
+        compare(run(spans, 6), plain, 0.3)
+
+
+def test_random_text_scores_as_with_transformers(checkpoint_of: Callable[[str], Path]) -> None:
+    spans, reference = (
+        load(checkpoint_of("llama"), torch.float32),
+        load_reference(checkpoint_of("llama"), torch.float32),
+    )
+    rng = random.Random(1)
+    key, text = SessionKey(b"text"), [rng.randrange(3, 90) for _ in range(50)]
+    rows = torch.tensor(text)
+    for span in spans:
+        (rows,) = span.forward([Chunk(key, 0, rows, SampleRequest(Sampling(top_logprobs=MAX_TOP_LOGPROBS)))])
+    with torch.inference_mode():
+        expected = reference(torch.tensor([text])).logits[0, -1].log_softmax(-1)
+    for token, logprob in rows[0].top:
+        assert logprob == pytest.approx(float(expected[token]), abs=1e-3)
