@@ -291,7 +291,7 @@ class FlashInferAttention:
     def _lasting_wrapper(self, layout: Layout) -> Any:
         device, sessions = layout.lengths.device, len(layout.lengths)
         return self._make_wrapper(
-            torch.empty_like(self._workspace),
+            self._workspace,  # used by one attention after the other
             "NHD",
             use_cuda_graph=True,
             qo_indptr_buf=torch.zeros(sessions + 1, dtype=torch.int32, device=device),
