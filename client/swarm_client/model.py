@@ -143,11 +143,15 @@ class AsyncRemoteModel:
     async def samples(self, prompt: Prompt, n: int, **arguments: Unpack[Arguments]) -> list[Generation]:
         """Continue one prompt `n` times at once, with the seeds `seed`, `seed + 1`, ...; errors as in `generate`.
 
-        Sample i is what `generate` gives with the seed `seed + i`. Greedy decoding gives the same text n times.
+        Sample i is what `generate` gives with the seed `seed + i`. Greedy decoding gives the same text n times. A long
+        prompt is computed once where the nodes share prefixes: the others begin when the first has its first token.
         """
         several = resolve_samples(Asked(**arguments), n, self._files.sampling, self._connection.entropy)
         read = read_prompt(prompt)
-        return await _together([self._stream_with(read, parameters) for parameters in several])
+        first, *others = [self._stream_with(read, parameters) for parameters in several]
+        for stream in others:
+            stream.share_prompt(first)
+        return await _together([first, *others])
 
     def stream(self, prompt: Prompt, **arguments: Unpack[Arguments]) -> TokenStream:
         """Return the tokens of one continuation as they come; arguments and errors as in `generate`.

@@ -27,7 +27,7 @@ from swarm_client.results import Generation, Retry, RouteHop, Token, Usage
 from swarm_client.session import Answer, Session
 from swarm_client.timings import StepTimes
 from swarm_net.errors import NetError, NoRoute
-from swarm_net.prefixes import prefix_digests
+from swarm_net.prefixes import PREFIX_CHUNK_TOKENS, prefix_digests
 from swarm_net.routing import Route
 from swarm_net.session_errors import Draining, HopLost, HopUnreachable, SessionError
 
@@ -61,6 +61,10 @@ class TokenStream:
     ) -> None:
         await self.aclose()
 
+    def share_prompt(self, other: "TokenStream") -> None:
+        """Open where the other one of the same prompt did, once it has been computed there: hops keep it."""
+        self._run.other = other._run
+
     async def aclose(self) -> None:
         """End the session, if it has not ended; returns at once."""
         await self._tokens.aclose()
@@ -77,6 +81,9 @@ class _Run:
         self, connection: Connection, continuation: Continuation, parameters: Parameters, drafting: Drafting | None
     ) -> None:
         self.generation: Generation | None = None
+        self.other: _Run | None = None  # with the same prompt
+        self.route: Route | None = None
+        self.has_begun = asyncio.Event()  # the prompt has been computed, or never will be
         self._drafting = drafting
         self._connection = connection
         self._continuation = continuation
@@ -105,8 +112,9 @@ class _Run:
                 await drafting.prepare()
             self._times = StepTimes(self._connection.clock.monotonic())
             shown, failures = 0, 0
-            route = await self._connection.choose_first(self._needs)
+            route = await self._first_route()
             while True:
+                self.route = route
                 session = self._session = self._new_session(route)
                 before = len(self._continuation.tokens)
                 failure: SessionError | BadResult | None = None
@@ -127,8 +135,16 @@ class _Run:
                 failures = 1 if len(self._continuation.tokens) > before else failures + 1
                 route = await self._another_route(failure, route, failures, session.retry_after_s)
         finally:
+            self.has_begun.set()
             if drafting is not None:
                 drafting.close()
+
+    async def _first_route(self) -> Route:
+        if self.other is not None and self._continuation.prompt_tokens > PREFIX_CHUNK_TOKENS:
+            await self.other.has_begun.wait()
+            if self.other.route is not None:
+                return self.other.route
+        return await self._connection.choose_first(self._needs)
 
     # -- one session
 
@@ -160,12 +176,14 @@ class _Run:
             hidden_size=connection.manifest.hidden_size,
             prompt_tokens=len(known),
         )
+        # Where the last hop counts the answer, it has to be told all of it.
+        named = known[: self._continuation.prompt_tokens] if self._sampling.counts_answer else known
         await session.open(
             max_tokens=self._needs.max_tokens,
             sampling=self._sampling,
             codec=self._codec,
             numeric_class=next(iter(classes)) if len(classes) == 1 else "",
-            prefix=prefix_digests(known, revision=connection.model.revision, salt=connection.cache_salt),
+            prefix=prefix_digests(named, revision=connection.model.revision, salt=connection.cache_salt),
         )
         if not self._retries:
             self._cached_tokens = session.cached_tokens
@@ -180,6 +198,7 @@ class _Run:
         session, continuation = self._session, self._continuation
         assert session is not None
         before = len(continuation.tokens)
+        self.has_begun.set()
         for drawn in answer.drawn:
             continuation.push(drawn.token, drawn.logprob, drawn.top_logprobs)
             if continuation.finish_reason is not None:

@@ -169,6 +169,11 @@ class GrammarProcesses:
                 if not waiter.done():
                     waiter.set_exception(error)
                 continue
+            except Exception as error:  # a bug of ours, or a machine that starts no process: the next one is tried too
+                log.exception("grammar not compiled")
+                if not waiter.done():
+                    waiter.set_exception(ComputeFailed(reason=type(error).__name__))
+                continue
             if not waiter.done():
                 waiter.set_result(self._kept[grammar])
             while len(self._kept) > self._limits.max_kept:
@@ -179,13 +184,12 @@ class GrammarProcesses:
             grammar = decode_grammar(data)
         except Malformed as error:
             raise GrammarRefused(reason=error.reason) from error
-        server = await self._started()
         try:
-            pipe = server.fork()
-        except OSError as error:
+            pipe = (await self._started()).fork()
+        except OSError as error:  # it has just ended
             await self._end_server()
             log.warning("grammar server ended reason=%s", error)
-            raise Unsupported(feature="grammar") from error
+            pipe = (await self._started()).fork()
         try:
             async with asyncio.timeout(self._limits.compile_timeout_s):
                 answer = await pipe.ask(Compile(grammar.kind, grammar.text))

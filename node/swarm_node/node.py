@@ -189,7 +189,7 @@ class Node:
             async with asyncio.timeout(deadline_s):
                 adopted = self._adopt_prefix(session)
                 grants = await self._open_rest(session, started_s + deadline_s)
-                session.tail = await adopted
+                session.begin_at(await adopted)
         except SessionError as error:
             self._give_up(session, error)
         except TimeoutError:
@@ -216,8 +216,7 @@ class Node:
     def _adopt_prefix(self, session: Session) -> asyncio.Future[int]:
         """Ask, while later hops are reached, how much of the session's prompt is kept; done when the thread looked."""
         message, cached = session.open, asyncio.get_running_loop().create_future()
-        # Where a penalty needs all ids, they have to come with the steps.
-        if not message.prefix or self._limits.prefix_sharing == "off" or session.ids is not None:
+        if not message.prefix or self._limits.prefix_sharing == "off" or not session.may_begin_later:
             cached.set_result(0)
             return cached
         everyone = self._limits.prefix_sharing == "everyone"

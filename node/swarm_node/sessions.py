@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from swarm_model.sampling_params import MAX_BIAS, MAX_PENALTY
 from swarm_net.links import Body, Link, PeerId
 from swarm_net.messages import HopSpec, Lane, Open, Step
+from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
 from swarm_net.session_errors import (
     BadStep,
     ContextTooLong,
@@ -59,7 +60,7 @@ class Session:
     waiting: deque[int] = field(default_factory=deque)  # where the steps that have not wholly run go on, in their order
     checkpoint: int = 0  # how far back a span that keeps checkpoints goes
     waiting_tokens: int = 0  # accepted here, and neither run nor voided yet
-    ids: NDArray[np.int32] | None = None  # [tail], every token, where penalties or a grammar need them
+    ids: NDArray[np.int32] | None = None  # [tail], where penalties or a grammar need them; 0 for what they never see
     newest_candidate: int = 0
     matcher: Matcher | None = None  # of the session's grammar; on the last hop alone
     unmasked: int = 0  # steps accepted whose masks are not there yet
@@ -93,6 +94,18 @@ class Session:
     @property
     def is_last(self) -> bool:
         return self.open.hop == len(self.open.hops) - 1
+
+    def begin_at(self, tokens: int) -> None:
+        """Begin behind so many tokens of a prefix that was kept."""
+        self.tail = tokens
+        if self.ids is not None:
+            self.ids = np.zeros(tokens, np.int32)
+
+    @property
+    def may_begin_later(self) -> bool:
+        """Whether the tokens that a prefix names need not come with the steps."""
+        sampling, named = self.open.sampling, len(self.open.prefix) * PREFIX_CHUNK_TOKENS
+        return not sampling.needs_prompt_ids and (not sampling.counts_answer or named <= sampling.prompt_tokens)
 
     def ran_to(self, position: int, *, is_end: bool) -> None:
         """Note how far the oldest step of this epoch has run."""

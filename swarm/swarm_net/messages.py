@@ -233,7 +233,12 @@ class SamplingSpec(Part, kw_only=True, frozen=True):
     @property
     def needs_ids(self) -> bool:
         """Whether the last hop has to know the id of every token."""
-        return self.repetition_penalty != 1.0 or self.counts_answer
+        return self.needs_prompt_ids or self.counts_answer
+
+    @property
+    def needs_prompt_ids(self) -> bool:
+        """Whether those of the prompt are among them."""
+        return self.repetition_penalty != 1.0
 
     @property
     def counts_answer(self) -> bool:

@@ -1,5 +1,6 @@
 """Biases, penalties, samples and log-probabilities, asked for at the client and computed behind several hops."""
 
+import asyncio
 import math
 from pathlib import Path
 
@@ -66,6 +67,46 @@ async def test_samples_are_separate_runs_with_the_seeds_that_follow(checkpoint: 
     assert len({tuple(generation.token_ids) for generation in several}) == 4
     assert drawn[0].seed is not None
     assert [generation.seed for generation in drawn] == [drawn[0].seed + number for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "shared"),
+    [
+        ({}, 192),
+        ({"frequency_penalty": 1.0, "presence_penalty": 0.5}, 192),
+        ({"repetition_penalty": 1.2}, 0),  # every id of the prompt has to come with the steps
+    ],
+)
+async def test_samples_share_what_was_computed_of_their_prompt(
+    checkpoint: Path, tmp_path: Path, asked: dict[str, float], shared: int
+) -> None:
+    prompt = [(place * 7) % VOCABULARY for place in range(200)]
+    asked = {"max_new_tokens": 8, "temperature": 1.0, **asked}
+    async with in_process_swarm(checkpoint, *SPLITS, (4, 6)) as swarm, swarm.client(tmp_path / "one") as model:
+        several = await model.samples(prompt, 4, seed=5, **asked)
+    async with in_process_swarm(checkpoint, *SPLITS) as swarm, swarm.client(tmp_path / "two") as model:
+        alone = await asyncio.gather(*(model.generate(prompt, seed=5 + number, **asked) for number in range(4)))
+    assert [one.usage.cached_tokens for one in several] == [0, shared, shared, shared]
+    assert [one.route for one in several] == [several[0].route] * 4
+    assert [one.token_ids for one in several] == [one.token_ids for one in alone]
+
+
+async def test_a_replay_names_no_more_than_the_prompt_where_the_answer_is_counted(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    asked = {"max_new_tokens": 100, "temperature": 0.0, "frequency_penalty": 1.0}
+    prompt = [(place * 7) % VOCABULARY for place in range(80)]
+    async with in_process_swarm(checkpoint, *SPLITS, (4, 6)) as swarm, swarm.client(tmp_path) as model:
+        wanted = await model.generate(prompt, **asked)
+        await model.generate([*prompt, *wanted.token_ids], max_new_tokens=1)  # whose prefix an honest node would share
+        tokens = []
+        async with model.stream(prompt, **asked) as stream:
+            async for token in stream:
+                tokens.append(token.id)
+                if len(tokens) == 90:
+                    (last,) = [number for number in (2, 3) if swarm.nodes[number].load().sessions]
+                    swarm.drop(last)
+    assert tokens == wanted.token_ids
 
 
 async def test_log_probabilities_come_where_they_are_asked_for(checkpoint: Path, tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ async def test_every_answer_is_json_under_the_schema(model: AsyncRemoteModel, te
     assert len({generation.text for generation in several}) == (8 if temperature else 1)
 
 
+async def test_samples_under_a_schema_share_their_prompt(model: AsyncRemoteModel) -> None:
+    prompt, asked = [place % 90 + 5 for place in range(150)], {"json_schema": SCHEMA, "max_new_tokens": 200}
+    several = await model.samples(prompt, 4, temperature=1.0, seed=5, **asked)
+    alone = [await model.generate(prompt, temperature=1.0, seed=5 + number, **asked) for number in range(4)]
+    for generation in several:
+        check_schema(generation)
+    assert [generation.usage.cached_tokens for generation in several] == [0, 128, 128, 128]
+    assert [generation.token_ids for generation in several] == [generation.token_ids for generation in alone]
+
+
 async def test_an_expression_and_a_grammar(model: AsyncRemoteModel) -> None:
     for seed in range(4):
         asked = {"temperature": 1.5, "seed": seed, "max_new_tokens": 100}

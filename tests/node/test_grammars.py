@@ -1,8 +1,7 @@
 """The grammars' processes: what they answer, what they may take, and that the end of one ends nothing else."""
 
 import asyncio
-import os
-import signal
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -78,8 +77,19 @@ async def allowed(matcher: Matcher, *answer: int, drafts: int = 0) -> list[list[
 
 def descendants() -> list[psutil.Process]:
     """Our grammar processes: the server, those of grammars and those of sessions."""
-    alive = [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in alive if "swarm_model.grammar_process" in one.cmdline()]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "swarm_model.grammar_process" in process.cmdline():
+                found.append(process)
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def test_each_session_is_followed_by_itself_and_faults_end_nothing(
@@ -143,10 +153,12 @@ async def test_more_sessions_than_are_followed_are_sent_elsewhere(follow: Follow
 
 async def test_processes_that_were_killed_are_started_again(follow: Follow) -> None:
     matcher = await follow("ab")
-    for process in descendants():
-        os.kill(process.pid, signal.SIGKILL)
+    killed = descendants()
+    for process in killed:
+        process.kill()
     with pytest.raises(GrammarRefused):
         await allowed(matcher)
+    await settled(lambda: not any(is_alive(process) for process in killed))
     assert await allowed(await follow("ab")) == [[A]]
 
 
