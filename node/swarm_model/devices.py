@@ -3,9 +3,12 @@
 import psutil
 import torch
 
+from swarm_model.memory_limits import free_in_group_bytes
+
 
 def available_bytes(device: torch.device) -> int:
-    """Return what is free on a device now."""
+    """Return what is free on a device now; of this machine's memory, what this process may take of it."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    free, allowed = int(psutil.virtual_memory().available), free_in_group_bytes()
+    return free if allowed is None else min(free, allowed)
