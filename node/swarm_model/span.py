@@ -107,7 +107,7 @@ class SpanInfo:
     rewind: Literal["any", "checkpoints"]  # where a session can be cut: anywhere, or within its last step (64 guesses)
     state_bytes_per_session: int  # besides the KV of its tokens
     max_sessions: int | None  # that have room for such a state; None where there is none
-    quantization: QuantizationName = "none"
+    quantization: str = ""  # how the weights are held: the checkpoint's scheme, then the format they were loaded into
 
 
 class Span:
@@ -409,6 +409,7 @@ def load_span(
 
     owned = {block: [checkpoint.tensors[name] for name in anatomy.digest_tensors(block)] for block in range(start, end)}
     hashed = _ByteProgress("digest", sum(t.end - t.start for tensors in owned.values() for t in tensors), on_progress)
+    scheme = [anatomy.plan.label] if anatomy.plan else []
     info = SpanInfo(
         family=checkpoint.family,
         start=start,
@@ -419,8 +420,7 @@ def load_span(
         max_position=span.max_position,
         dtype=dtype_name,
         numeric_class="/".join(
-            [dtype_name, *([quantized] if quantized else []), device.type, "packed" if packed else "plain"]
-            + ([anatomy.plan.label] if anatomy.plan else [])
+            [dtype_name, *([quantized] if quantized else []), device.type, "packed" if packed else "plain", *scheme]
         ),
         weight_bytes=weight_bytes(model),
         kv_bytes_per_token=layout.bytes_per_token,
@@ -432,7 +432,7 @@ def load_span(
         rewind="any" if service.rewinds else "checkpoints",
         state_bytes_per_session=state_bytes,
         max_sessions=room.sessions,
-        quantization=quantize,
+        quantization="/".join([*scheme, *([] if quantize == "none" else [quantize])]),
     )
     pool = KVPool({}, pages=0, page_size=page_size, dtype=dtype, device=device)
     if service.pages is not None:

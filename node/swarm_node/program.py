@@ -175,7 +175,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             "blocks": list(span),
             "num_blocks": manifest.num_blocks,
             "dtype": facts.dtype,
-            "quantization": settings.quantize,
+            "quantization": facts.quantization or "none",
             "bootstrap": list(addresses),
             "kv_tokens": facts.kv_tokens,
             "weight_bytes": facts.weight_bytes,

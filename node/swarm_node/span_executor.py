@@ -52,7 +52,7 @@ class SpanExecutor:
             block_digests=info.block_digests,
             weight_bytes=info.weight_bytes,
             kv_bytes_per_token=info.kv_bytes_per_token,
-            quantization="" if info.quantization == "none" else info.quantization,
+            quantization=info.quantization,
             max_sessions=info.max_sessions,
         )
 
