@@ -23,6 +23,7 @@ from models import MODELS, SEED, make_checkpoint
 from swarm_client import AsyncRemoteModel
 from swarm_sim.local_swarm import LocalSwarm
 from swarm_sim.splits import split_evenly
+from tables import show_table
 
 PROMPT_TOKENS = 4000
 AIM = 2.0
@@ -91,7 +92,7 @@ def main() -> None:
             ratio = statistics.median(beside) / statistics.median(alone)
             times = [f"{statistics.median(each):.1f}" for each in prompts]
             table.add_row(dtype, figures(alone), figures(beside), f"{ratio:.2f}", f"< {AIM:g}", *times)
-    console.print(table)
+    show_table(console, table)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from swarm_model.int8_codec import decode, encode, token_bytes
 from swarm_sim.demo_model import demo_model_path
 from swarm_sim.splits import split_evenly
+from tables import show_table
 
 WIDTHS = (256, 2048, 4096, 8192)
 
@@ -106,7 +107,7 @@ def main() -> None:
             raw_bytes = hidden * model.dtype.itemsize
             saved = f"{token_bytes(hidden)} for {raw_bytes}"
             add_effect(effect, f"{name}, int8 between {hops} hops", saved, exact[name], altered)
-    console.print(effect)
+    show_table(console, effect)
 
     cost = Table(
         "width", "raw bfloat16, bytes", "int8, bytes", "share", "encode, us", "decode, us", "of 64: encode", "decode"
@@ -120,7 +121,7 @@ def main() -> None:
             cells += [f"{microseconds(work, options.repeat) / tokens:.1f}" for work in works]
         share = f"{100 * token_bytes(width) / (2 * width):.1f} %"
         cost.add_row(str(width), str(2 * width), str(token_bytes(width)), share, *cells)
-    console.print(cost)
+    show_table(console, cost)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from reference import Reference
 from swarm_client import AsyncRemoteModel
 from swarm_sim.local_swarm import LocalSwarm
 from swarm_sim.splits import split_evenly
+from tables import show_table
 
 PROMPTS = (128, 1024)
 SESSIONS = 8
@@ -142,8 +143,8 @@ def show(rows: Sequence[Row], times: Sequence[HopTimes], console: Console) -> No
             f"{row.ratio:.2f}",
             row.target,
         )
-    console.print(table)
-    console.print(hops.table(times))
+    show_table(console, table)
+    show_table(console, hops.table(times))
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ from swarm_client import AsyncRemoteModel, Draft, Drafter, Generation
 from swarm_client.draft_policy import DraftPolicy
 from swarm_sim.demo_model import demo_model_path, draft_model_path
 from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
+from tables import show_table
 
 NEW_TOKENS = 192
 GUESSES = 7
@@ -161,7 +162,7 @@ def show(rows: Sequence[Row], console: Console) -> None:
         else:
             ratio, counts = "1", ("", "", "")
         table.add_row(row.text, row.drafts, rates, ratio, row.aim, *counts)
-    console.print(table)
+    show_table(console, table)
 
 
 def main() -> None:

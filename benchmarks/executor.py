@@ -35,6 +35,7 @@ from swarm_model.checkpoint import Checkpoint
 from swarm_model.sampling_params import Sampling
 from swarm_model.sizing import QuantizationName
 from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
+from tables import say, show_table
 
 VOCABULARY: Final = 32_000
 BLOCKS: Final = 12
@@ -207,8 +208,8 @@ def speed(console: Console, folder: Path, hidden: int, batches: Sequence[int], r
             f"{figures.ratio('none', 'int4'):.2f}",
             *(f"{statistics.median(shares):.0%}" for shares in used.values()),
         )
-    console.print(table)
-    console.print(f"memory bandwidth, one thread reading: {_spread([rate / 1e9 for rate in rates], '.1f')} GB/s")
+    show_table(console, table)
+    say(console, f"memory bandwidth, one thread reading: {_spread([rate / 1e9 for rate in rates], '.1f')} GB/s")
     console.print(
         "aims: bf16 / transformers >= 1.15 at batch 1, >= 1.0 at 8 and 32; int8 / bf16 >= 1.9; bandwidth >= 70 %"
     )
@@ -230,7 +231,7 @@ def costs(console: Console, folder: Path, batches: Sequence[int], rounds: int, s
             per_block.append((times_ms[2 * BLOCKS] - times_ms[BLOCKS]) / BLOCKS * 1e3)
             besides.append(times_ms[BLOCKS] * 1e3 - BLOCKS * per_block[-1])
         table.add_row(str(batch), _spread(per_block, ".0f"), _spread(besides, ".0f"))
-    console.print(table)
+    show_table(console, table)
     console.print("aim: at most 100 us a block at batch 1")
 
 
@@ -251,7 +252,7 @@ def pages(console: Console, folder: Path, hidden: int, rounds: int, seed: int) -
                 times_ms.extend(step_ms(span, sessions, context) for _ in range(rounds))
         ratio = statistics.median(taken[True]) / statistics.median(taken[False])
         table.add_row(str(context), _spread(taken[False], ".1f"), _spread(taken[True], ".1f"), f"{ratio:.2f}")
-    console.print(table)
+    show_table(console, table)
 
 
 def _spread(values: Sequence[float], form: str) -> str:

@@ -36,6 +36,7 @@ from swarm_model.acceleration import Acceleration, acceleration_of
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
 from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
+from tables import say, show_table
 
 CONTEXT = 64  # tokens before the first decode step
 GREEDY = SampleRequest(Sampling())
@@ -278,7 +279,7 @@ def show_exactness(device: torch.device, console: Console) -> None:
             f"{found.their_error:.1e}",
             f"{found.agreeing} of {found.tokens}",
         )
-    console.print(table)
+    show_table(console, table)
 
 
 def show_speed(shape: str, batches: Sequence[int], steps: int, device: torch.device, console: Console) -> None:
@@ -318,8 +319,8 @@ def show_speed(shape: str, batches: Sequence[int], steps: int, device: torch.dev
             f"{(read + kv) / speed / ours.step_s:.0%}",
             f"{rate / theirs[batch]:.2f}" if batch in theirs else "not installed",
         )
-    console.print(table)
-    console.print("prefill: " + ", ".join(f"{tokens} tokens {rate:,.0f}/s" for tokens, rate in prefill.items()))
+    show_table(console, table)
+    say(console, "prefill: " + ", ".join(f"{tokens} tokens {rate:,.0f}/s" for tokens, rate in prefill.items()))
 
 
 def main() -> None:

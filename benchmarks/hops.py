@@ -27,6 +27,7 @@ from swarm_client import AsyncRemoteModel
 from swarm_client.results import Generation
 from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
 from swarm_sim.splits import split_evenly
+from tables import show_table
 
 PROMPT_TOKENS = 128
 NEW_TOKENS = 64
@@ -169,7 +170,7 @@ def main() -> None:
             times += [
                 uvloop.run(run(name, checkpoint, dtype, asked.repeats, progress)) for dtype in asked.dtypes.split(",")
             ]
-    console.print(table(times))
+    show_table(console, table(times))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,15 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import uvloop
+from rich.console import Console
+from rich.table import Table
 
 from swarm_net.clocks import SystemClock
 from swarm_net.direct import DirectTransport
 from swarm_net.identity import Identity
 from swarm_net.links import Body, Link
 from swarm_net.messages import AnyMessage, Result, Step
+from tables import show_table
 
 KIB, MIB = 1 << 10, 1 << 20
 ROUND_TRIPS = 1500
@@ -206,15 +209,17 @@ async def measure(ports: tuple[int, int, str], rounds: int) -> None:
         for case, run in cases:
             for way in ways:
                 found.setdefault((case, way.name), []).append(await run(way))
-    print(f"Python {platform.python_version()}, uvloop {uvloop.__version__}, {ssl.OPENSSL_VERSION}, {rounds} rounds")
-    print(f"{'':24}{'way':18}{'p50':>8}{'(lowest - highest round)':>28}{'p99':>8}")
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(f"Python {platform.python_version()}, uvloop {uvloop.__version__}, {ssl.OPENSSL_VERSION}")
+    table = Table("what", "way", "p50", "lowest to highest round", "p99", title=f"A link, {rounds} rounds")
     for case, _ in cases:
         for way in ways:
             middles = [middle for middle, _ in found[case, way.name]]
             tail = statistics.median(tail for _, tail in found[case, way.name])
-            spread = f"({min(middles):.0f} - {max(middles):.0f})"
-            shown_tail = f"{tail:8.0f}" if tail else ""
-            print(f"{case:24}{way.name:18}{statistics.median(middles):8.0f}{spread:>28}{shown_tail}")
+            spread = f"{min(middles):.0f} to {max(middles):.0f}"
+            shown_tail = f"{tail:.0f}" if tail else ""
+            table.add_row(case, way.name, f"{statistics.median(middles):.0f}", spread, shown_tail)
+    show_table(console, table)
     await transport.close()
 
 

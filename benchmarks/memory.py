@@ -16,6 +16,7 @@ from rich.table import Table
 
 from decode import make_checkpoint
 from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
+from tables import show_table
 
 MB = 1e6
 CASES = (((0, 16), "float32"), ((0, 16), "bfloat16"), ((4, 12), "float32"), ((12, 16), "bfloat16"))
@@ -46,7 +47,7 @@ def main() -> None:
             besides = ready - weights
             figures = [f"{size / MB:.0f}" for size in (weights, ready, peak, besides)]
             table.add_row(f"{span[0]}:{span[1]}", dtype, *figures, f"{(peak - besides) / weights:.2f}")
-    Console().print(table)
+    show_table(Console(), table)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from models import MODELS, SEED, VOCABULARY, make_checkpoint
 from swarm_client import AsyncRemoteModel
 from swarm_sim.local_swarm import LocalSwarm
 from swarm_sim.splits import split_evenly
+from tables import show_table
 
 SHARED_TOKENS = 1000
 OWN_TOKENS = 20
@@ -72,7 +73,7 @@ def main() -> None:
             firsts, seconds = uvloop.run(measure(checkpoint, MODELS[asked.model][1], dtype, asked.repeats, progress))
             ratio = statistics.median(second / first for first, second in zip(firsts, seconds, strict=True))
             table.add_row(dtype, figures(firsts), figures(seconds), f"{ratio:.2f}", f"<= {AIM}")
-    console.print(table)
+    show_table(console, table)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from swarm_model.quantized_loading import load_quantized
 from swarm_model.sizing import QuantizationName
 from swarm_model.skeleton import study
 from swarm_sim.demo_model import demo_model_path
+from tables import show_table
 
 TEXTS: Final = 8
 TOKENS: Final = 192
@@ -58,7 +59,7 @@ def show_errors(console: Console, folder: Path, seed: int) -> None:
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(models[f"random {family}"])
     for label, directory in models.items():
         refusals = _add_rows(table, label, directory, seed)
-    console.print(table)
+    show_table(console, table)
     for refusal in refusals:
         console.print(f"not here: {refusal}")
 

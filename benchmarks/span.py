@@ -31,6 +31,7 @@ from swarm_model.checkpoint import Checkpoint
 from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
 from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
+from tables import show_table
 
 VOCABULARY = 32_000
 PREFILL_CHUNK = 256
@@ -229,7 +230,7 @@ def main() -> None:
                         runs = measure(ways, options.repeat, exact=dtype == torch.float32)
                         add_rows(table, f"{label} cut {cut}, prompt {length}", sessions, runs)
     if not options.profile:
-        console.print(table)
+        show_table(console, table)
 
 
 if __name__ == "__main__":
