@@ -14,7 +14,7 @@
     ├── BadRecord           a record that is forged, expired, foreign or too large
     ├── NoSuchModel         no node serves a model of this name or revision
     ├── AmbiguousModel      several revisions are served under this name
-    ├── NoRoute             blocks that nobody serves
+    ├── NoRoute             blocks that nobody serves, or whose weights are in dispute
     ├── DirectoryDown       the DHT cannot be reached
     └── BadManifest         a model's files that are not those of its revision
 
@@ -222,18 +222,28 @@ class AmbiguousModel(NetError):
 
 @dataclass(eq=False)
 class NoRoute(NetError):
-    """Some blocks have no server."""
+    """Some blocks have no server, or servers that cannot stand in one route."""
 
     model: str
     missing: tuple[tuple[int, int], ...]
+    disputed: tuple[tuple[int, int], ...] = ()  # nodes publish different weights of them
 
     def __str__(self) -> str:
-        spans = ", ".join(f"{start}:{end}" for start, end in self.missing)
-        return f"nobody serves blocks {spans} of {self.model}"
+        if self.missing:
+            return f"nobody serves blocks {_spans(self.missing)} of {self.model}"
+        if self.disputed:
+            return f"no route: nodes have different weights of blocks {_spans(self.disputed)} of {self.model}"
+        return f"no route through the nodes that serve {self.model}"
 
     def remedy(self) -> str:
+        if not self.missing and self.disputed:
+            return "their operators should compare their files: one of them is damaged, or was changed"
         start, end = self.missing[0] if self.missing else (0, 0)
         return f"wait for a node to take them, or serve them: swarm-node start --blocks {start}:{end} ..."
+
+
+def _spans(spans: tuple[tuple[int, int], ...]) -> str:
+    return ", ".join(f"{start}:{end}" for start, end in spans)
 
 
 @dataclass(eq=False)

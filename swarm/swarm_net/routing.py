@@ -118,7 +118,7 @@ def route(
                 price_s(hop.record, hop.end - hop.start) / factors.get(hop.peer, 1.0) for hop in found.hops
             )  # what chance added is no delay
             return Route(model=model, hops=found.hops, token_s=expected_s)
-    raise NoRoute(model=str(model), missing=_disputed(serving))
+    raise NoRoute(model=str(model), missing=(), disputed=_disputed(serving))
 
 
 def hop_s(record: Record, blocks: int, rtt_s: float = UNKNOWN_RTT_S) -> float:

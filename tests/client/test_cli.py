@@ -166,6 +166,11 @@ def test_chat_keeps_the_history(swarm: FakeSwarm) -> None:
     first = "<system>Be brief.\n<user>hello\n<assistant>"
     assert answers[0]["token_ids"] == continuation(TOKENIZER.encode(first), 4, swarm.model.vocabulary)
     assert answers[1]["usage"]["prompt_tokens"] > answers[0]["usage"]["prompt_tokens"]
+    guessed = run(
+        "chat", "--max-new-tokens", "4", "--system", "Be brief.", "--json", "--draft", "ngram", stdin="hello\n"
+    )
+    assert json.loads(guessed.stdout)["token_ids"] == answers[0]["token_ids"]
+    assert json.loads(guessed.stdout)["drafts"]["accepted"] >= 0
     for_people = run("chat", "--max-new-tokens", "4", stdin="hello\n")
     assert for_people.exit_code == 0
     assert "tokens/s" in for_people.stderr

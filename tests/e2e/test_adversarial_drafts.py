@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import LlamaForCausalLM
 
@@ -22,6 +23,7 @@ from swarm_node.span_executor import sampling_of
 from tests.adversaries import GUESSES, Adversary, Guess
 from tests.e2e.conftest import VOCABULARY
 from tests.e2e.in_process import InProcessSwarm, in_process_swarm
+from tests.model.families import make_checkpoint
 from tests.node.rough_client import RoughClient
 from tests.node.swarm import Peer
 
@@ -81,6 +83,16 @@ async def test_no_guess_changes_an_id(checkpoint: Path, reference: Reference, tm
             found = await together(model, answers, shift)
             assert [one.token_ids for one in found] == answers
             assert sum(one.drafts.accepted for one in found if one.drafts) > NEW_TOKENS
+
+
+@pytest.mark.parametrize("family", ["lfm2", "mamba2"])
+async def test_no_guess_changes_an_id_where_states_cannot_be_cut(family: str, tmp_path: Path) -> None:
+    directory = make_checkpoint(family, tmp_path / family, vocab_size=VOCABULARY)
+    async with in_process_swarm(directory, *SPLITS) as swarm, swarm.client(tmp_path) as model:
+        answers = await alone(model)
+        found = await together(model, answers)
+        assert [one.token_ids for one in found] == answers
+        assert sum(one.drafts.accepted for one in found if one.drafts) > NEW_TOKENS
 
 
 async def test_no_guess_changes_an_id_on_a_pool_too_small_for_all(checkpoint: Path, tmp_path: Path) -> None:

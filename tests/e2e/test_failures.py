@@ -16,6 +16,7 @@ from swarm_node.data_dir import RunningNode
 from swarm_node.operator import ask_status
 from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
 from tests.e2e.conftest import WITHOUT_DHT, make_checkpoint
+from tests.e2e.in_process import in_process_swarm
 
 PROMPT = list(range(7, 40))
 
@@ -158,3 +159,17 @@ async def test_identities_are_kept_and_private(checkpoint: Path, tmp_path: Path)
         peer = swarm.nodes[0].peer
     assert Identity.load_or_create(tmp_path / "key.pem").peer_id == peer
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
+async def test_nodes_whose_blocks_differ_never_stand_in_one_route(checkpoint: Path, tmp_path: Path) -> None:
+    """One revision, and weights that differ where no sample of the manifest's fingerprint looks."""
+    async with in_process_swarm(checkpoint, (0, 4)) as swarm:
+        await swarm.start(3, 6, record={"block_digests": b"altered!" * 3, "decode_tokens_per_s": 1e6})
+        async with swarm.client(tmp_path) as model:
+            with pytest.raises(NoRoute, match="different weights of blocks 3:4") as caught:
+                await model.generate(PROMPT, max_new_tokens=2)
+            assert "compare" in caught.value.remedy()
+        await swarm.start(3, 6)
+        async with swarm.client(tmp_path) as model:
+            found = await model.generate(PROMPT, max_new_tokens=2)
+    assert [hop.peer for hop in found.route] == [swarm.peers[0], swarm.peers[2]]
