@@ -166,9 +166,10 @@ def move_weights(model: nn.Module, device: torch.device) -> None:
 def drop_unused_embedding(model: nn.Module, anatomy: Anatomy, start: int) -> None:
     """Let go of an embedding that was kept only because the head is tied to it, where the head has its own copy now."""
     for name, edges in anatomy.edges.items():
-        module = model.get_submodule(name)
-        if edges.first and start > 0 and isinstance(module, nn.Embedding):
-            model.set_submodule(name, NoEmbedding(module.embedding_dim))
+        if edges.first and start > 0:
+            module = model.get_submodule(name)
+            if isinstance(module, nn.Embedding):
+                model.set_submodule(name, NoEmbedding(module.embedding_dim))
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -129,6 +129,8 @@ class Room:
     def of(cls, kv_bytes: int, bytes_per_token: int, state_bytes: int, *, page_size: int, max_position: int) -> "Room":
         """Divide KV memory between pages and states, for sessions of EXPECTED_TOKENS. Raises KVPoolTooSmall."""
         page_bytes = bytes_per_token * page_size
+        if page_bytes == state_bytes == 0:
+            return cls(max(-(-max_position // page_size), COUNTED_PAGES), None)
         if state_bytes == 0:
             if kv_bytes < page_bytes:
                 raise KVPoolTooSmall(kv_bytes, page_bytes)

@@ -204,13 +204,29 @@ def _prune(model: Any, anatomy: Anatomy, start: int, end: int) -> None:
     owner, _, name = anatomy.blocks.rpartition(".")
     if hasattr(model.get_submodule(owner), "_init_weights"):
         _initialize_real_blocks(model.get_submodule(owner), name)
+    unused = _unused_parts(model, anatomy)
+    for name in unused:
+        model.set_submodule(name, Hole(model.get_submodule(name)))
     for name in anatomy.edges:
-        if not anatomy.needs_module(name, start, end):
+        if not anatomy.needs_module(name, start, end) and not name.startswith(tuple(f"{part}." for part in unused)):
             module = model.get_submodule(name)
             substitute = NoEmbedding(module.embedding_dim) if isinstance(module, nn.Embedding) else Hole(module)
             model.set_submodule(name, substitute)
     if end != anatomy.num_blocks and hasattr(model, "all_tied_weights_keys"):
         model.all_tied_weights_keys = {}  # the head that would be tied is not here
+
+
+def _unused_parts(model: nn.Module, anatomy: Anatomy) -> list[str]:
+    """Name the largest parts that take no part in computing text, such as a vision tower."""
+    used = [anatomy.blocks, *(name for name, edges in anatomy.edges.items() if edges.first or edges.last)]
+    parts: list[str] = []
+    for name, module in model.named_modules():
+        inside = f"{name}.".startswith(tuple(f"{part}." for part in (*parts, anatomy.blocks)))
+        holds_used = any(f"{other}.".startswith(f"{name}.") for other in used)
+        is_large = any(True for _ in module.children()) and any(True for _ in module.parameters())
+        if name and is_large and not inside and not holds_used:
+            parts.append(name)
+    return parts
 
 
 def _find_blocks(model: nn.Module, num_blocks: int, family: str) -> str:
@@ -284,7 +300,9 @@ def _who_runs(model: Any, first_block: nn.Module, weighted: list[str]) -> dict[s
         hooks.callback(first_block.register_forward_pre_hook(note_block, with_kwargs=True).remove)
         for name in weighted:
             hooks.callback(model.get_submodule(name).register_forward_pre_hook(note(name)).remove)
-        model.config.pad_token_id = None  # modelling code would look for padding among the ids, which have no values
+        vars(model.config)["pad_token_id"] = (
+            None  # modelling code would look for padding among the ids, which have no values
+        )
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device="meta"), use_cache=False)
     return ran
 

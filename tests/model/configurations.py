@@ -33,6 +33,8 @@ SPARSE: Final = {**LATENT, **GROUPED_MOE, "index_n_heads": 16, "index_head_dim":
 GPT2: Final = {"n_embd": 64, "n_layer": BLOCKS, "n_head": 4, "n_positions": 256}
 HEADS: Final = {"head_dim": 16}
 WINDOW: Final = {"sliding_window": 7}
+ALTERNATE: Final = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+SHARED_MOE: Final = {**MOE, "shared_expert_intermediate_size": 32}
 DELTA: Final = {
     "linear_num_value_heads": 4,
     "linear_num_key_heads": 2,
@@ -46,6 +48,16 @@ MAMBA: Final = {
     "mamba_n_groups": 1,
     "mamba_d_ssm": 128,
     "mamba_chunk_size": 8,
+}
+GEMMA4: Final = {**HEADS, **WINDOW, **ALTERNATE, "global_head_dim": 16, "vocab_size_per_layer_input": 96}
+GEMMA3: Final = {**HEADS, **WINDOW, "num_hidden_layers": BLOCKS, "query_pre_attn_scalar": 16}
+VISION: Final = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
 }
 
 
@@ -153,6 +165,55 @@ PAGED: Final[dict[str, dict[str, Any]]] = {
     "ctrl": {**GPT2, "dff": 96},
     "cwm": {**HEADS, **WINDOW},
     "hyperclovax": {},
+    "aria_text": {**HEADS, "moe_num_experts": 4, "moe_num_shared_experts": 1, "moe_topk": 2},
+    "beam": {**HEADS, **MOE, **WINDOW, **ALTERNATE, "n_group": 1, "topk_group": 1},
+    "cohere2_moe": {**HEADS, **MOE, **WINDOW, **ALTERNATE},
+    "dbrx": {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": BLOCKS,
+        "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "flint": {**HEADS, **SHARED_MOE, **WINDOW, **ALTERNATE},
+    "gemma3, with a vision tower": {"text_config": GEMMA3, "vision_config": VISION, "mm_tokens_per_image": 4},
+    "gemma4_text": {**GEMMA4, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+    "gemma4_unified_text": {**HEADS, **WINDOW, **ALTERNATE},
+    "granite_swa": {**WINDOW, **ALTERNATE},
+    "granitemoe": LOCAL_MOE,
+    "granitemoe_swa": {**LOCAL_MOE, **WINDOW, **ALTERNATE, "shared_intermediate_size": 64},
+    "granitemoeshared": {**LOCAL_MOE, "shared_intermediate_size": 64},
+    "helium": HEADS,
+    "hunyuan_v1_moe": {**HEADS, **LOCAL_MOE, "moe_topk": 2},
+    "hy_v3": {**HEADS, **MOE, "mlp_layer_types": ["dense", "sparse"] * 2},
+    "internlm3": HEADS,
+    "iquestcoder": HEADS,
+    "jais2": HEADS,
+    "kolibri1": {**HEADS, **SHARED_MOE, **WINDOW, **ALTERNATE},
+    "laguna": {**HEADS, **SHARED_MOE, **WINDOW, **ALTERNATE, "mlp_layer_types": ["dense", "sparse"] * 2},
+    "mellum": {**HEADS, **MOE, **WINDOW, **ALTERNATE},
+    "mimo_v2_flash": {
+        **HEADS,
+        **ONE_GROUP_MOE,
+        **WINDOW,
+        **ALTERNATE,
+        "v_head_dim": 16,
+        "mlp_layer_types": ["dense", "sparse"] * 2,
+    },
+    "minicpm3": LATENT,
+    "ministral": {**HEADS, **WINDOW, **ALTERNATE},
+    "ministral3": {**HEADS, **WINDOW},
+    "moshi": {**HEADS, **WINDOW, "ffn_dim": 96},
+    "nanochat": {},
+    "nemotron": HEADS,
+    "olmo": {},
+    "persimmon": {},
+    "phimoe": {**LOCAL_MOE, **WINDOW},
+    "qwen2_moe": SHARED_MOE,
+    "solar_open": {**HEADS, **ONE_GROUP_MOE},
+    "vaultgemma": {**HEADS, **WINDOW, **ALTERNATE},
+    "youtu": LATENT,
 }
 RECURRENT: Final[dict[str, dict[str, Any]]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1, "chunk_size": 8},
@@ -165,7 +226,29 @@ RECURRENT: Final[dict[str, dict[str, Any]]] = {
         "shared_intermediate_size": 64,
         "layer_types": ["mamba", "attention", "attention", "mamba"],
     },
+    "bailing_hybrid": {**LATENT, **GROUPED_MOE, "num_experts": 4},
+    "falcon_mamba": {"state_size": 16},
+    "jamba": {**LOCAL_MOE, "num_experts": 4, "mamba_d_state": 16},
+    "kimi_linear": {
+        **LATENT,
+        **MOE,
+        "linear_num_heads": 4,
+        "linear_head_dim": 16,
+        "num_expert_group": 1,
+        "topk_group": 1,
+    },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv", "conv"]},
+    "lfm2_moe": {**MOE, "layer_types": ["conv", "full_attention", "conv", "conv"], "num_dense_layers": 1},
+    "lfm3": {**HEADS, **WINDOW, "layer_types": ["conv", "full_attention", "sliding_attention", "conv"]},
+    "mamba": {"state_size": 16},
+    "olmo_hybrid": {**DELTA, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "qwen3_5_text": {**HEADS, **DELTA, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "qwen3_5_moe_text": {
+        **HEADS,
+        **DELTA,
+        **SHARED_MOE,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
     "qwen3_next": {
         **HEADS,
         **DELTA,
@@ -182,16 +265,10 @@ SESSION: Final[dict[str, dict[str, Any]]] = {
     "axk2": SPARSE,
     "diffllama": {},
     "doge": {},
+    "gpt_neo": {"num_layers": BLOCKS, "num_heads": 4, "attention_types": [[["global", "local"], 2]], "window_size": 7},
+    "jetmoe": {**LOCAL_MOE, "kv_channels": 16},
+    "xglm": {"d_model": 64, "ffn_dim": 96, "num_layers": BLOCKS},
     "gpt_neox_japanese": {},
-}
-
-
-GEMMA4: Final = {
-    **HEADS,
-    **WINDOW,
-    "global_head_dim": 16,
-    "vocab_size_per_layer_input": 96,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
 
 
@@ -211,6 +288,50 @@ class Refusal:
 
 
 REFUSALS: Final = (
+    Refusal(
+        "bart", "", {"d_model": 64, "decoder_layers": BLOCKS}, "it has an encoder", "no inputs_embeds, or no cache"
+    ),
+    Refusal(
+        "minimax",
+        "",
+        {**HEADS, **LOCAL_MOE, "layer_types": ["linear_attention", "full_attention"] * 2, "block_size": 8},
+        "its running states live in a cache of a kind that only its own code makes",
+        "cache of its own",
+    ),
+    Refusal(
+        "gemma3n_text",
+        "",
+        {
+            **HEADS,
+            **WINDOW,
+            **ALTERNATE,
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 8,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 96,
+            "activation_sparsity_pattern": [0.0] * BLOCKS,
+            "intermediate_size": [96] * BLOCKS,
+        },
+        "several streams of hidden states pass from block to block",
+        "no plain tensors",
+    ),
+    Refusal(
+        "zamba2",
+        "",
+        {
+            "layers_block_type": ["mamba", "hybrid"] * 2,
+            "mamba_d_state": 16,
+            "mamba_headdim": 16,
+            "mamba_ngroups": 1,
+            "n_mamba_heads": 8,
+            "num_mem_blocks": 1,
+            "chunk_size": 8,
+            "attention_head_dim": 32,
+            "num_key_value_heads": 4,
+        },
+        "its blocks read the token embeddings, which only the first span has",
+        "take more from the embeddings|passes from block",
+    ),
     Refusal(
         "gemma4_text",
         "embeddings in each block",

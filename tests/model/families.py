@@ -57,7 +57,11 @@ CPU = torch.device("cpu")
 def make_checkpoint(family: str, directory: Path, *, seed: int = 1, **changes: Any) -> Path:
     """Save a random model of a family in several shards; weights are large enough that every token matters."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[family](**{**COMMON, **(FAMILIES | INLINE | RUNNING).get(family, {}), **changes})
+    if "text_config" in changes:
+        changes = {**changes, "text_config": {**COMMON, **changes["text_config"]}, "tie_word_embeddings": False}
+    else:
+        changes = {**COMMON, **(FAMILIES | INLINE | RUNNING).get(family, {}), **changes}
+    config = CONFIG_MAPPING[family](**changes)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
