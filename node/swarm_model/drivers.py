@@ -74,13 +74,14 @@ class OwnForward:
     ) -> torch.Tensor:
         """Compute tokens at `positions` `[1, tokens]` with any cache, or with None for none; see Driver.
 
-        `before` stands where the model's own embeddings would stand if they were here; a copy of `inputs` by default.
+        `before` stands where the model's own embeddings would stand if they were here; `inputs` by default.
         """
         part = part or Part(0, len(self._blocks))
         first, last = self._first and part.enter == 0, self._last and part.leave == len(self._blocks)
-        given = inputs.clone() if before is None else before  # some code scales what it is given in place
+        given = inputs if before is None else before
         arguments: dict[str, Any] = {
-            "input_ids" if first else "inputs_embeds": given[None],
+            # Some code scales embeddings in place
+            "input_ids" if first else "inputs_embeds": given[None] if first else given[None].clone(),
             self._cache_name: cache,
             "use_cache": cache is not None,
         }

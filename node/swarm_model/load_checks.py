@@ -229,13 +229,13 @@ def _try_pages(span: LoadedSpan, reference: Reference, layout: CacheLayout) -> S
     new_cache = span.session_cache if layout.mixers else None
     packed = PackedForward(own, cache)
     try:
-        _require_agreement(span, packed, reference, new_cache)
+        outputs = _agreeing(span, packed, reference, new_cache)
     except UnsupportedModel:
         if not layout.mixers:
             raise
         loop.by_token = True
-        _require_agreement(span, packed, reference, new_cache)
-    driver = _try_directly(span, packed, cache, new_cache) or packed
+        outputs = _agreeing(span, packed, reference, new_cache)
+    driver = _try_directly(span, packed, cache, reference.inputs, outputs, new_cache) or packed
     return Service("recurrent" if layout.mixers else "paged", driver, layout, cache, new_cache)
 
 
@@ -244,7 +244,7 @@ def _try_sessions(span: LoadedSpan, reference: Reference, layout: CacheLayout) -
         if hasattr(module, "config"):
             module.config._attn_implementation = span.attention
     driver = SessionForward(span.own_forward())
-    _require_agreement(span, driver, reference, span.session_cache)
+    _agreeing(span, driver, reference, span.session_cache)
     return Service("session", driver, layout, None, span.session_cache)
 
 
@@ -265,9 +265,14 @@ def _probe_masks(span: LoadedSpan, own: OwnForward, layout: CacheLayout) -> Mask
 
 
 def _try_directly(
-    span: LoadedSpan, packed: PackedForward, cache: PagedKV, new_cache: Callable[[], SessionCache] | None
+    span: LoadedSpan,
+    packed: PackedForward,
+    cache: PagedKV,
+    inputs: torch.Tensor,
+    outputs: list[torch.Tensor],
+    new_cache: Callable[[], SessionCache] | None,
 ) -> DirectForward | None:
-    """Call the modules without the wrappers around them, if that agrees to the bit."""
+    """Call the modules without the wrappers around them, if that gives the outputs of `packed` to the bit."""
     try:
         recipe = learn_recipe(
             packed,
@@ -280,19 +285,19 @@ def _try_directly(
     except NoRecipe:
         return None
     direct = DirectForward(recipe, cache, first=span.first, last=span.last)
-    inputs = span.random_inputs(TEST_TOKENS, seed=4)
-    ours, theirs = (run_chunks(driver, span, inputs, new_cache) for driver in (direct, packed))
-    return direct if all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True)) else None
+    ours = run_chunks(direct, span, inputs, new_cache)
+    return direct if all(torch.equal(*pair) for pair in zip(ours, outputs, strict=True)) else None
 
 
-def _require_agreement(
+def _agreeing(
     span: LoadedSpan, driver: Driver, reference: Reference, new_cache: Callable[[], SessionCache] | None
-) -> None:
-    """Raise UnsupportedModel unless ragged chunks of two sessions give the reference."""
+) -> list[torch.Tensor]:
+    """Give the outputs of ragged chunks of two sessions. Raises UnsupportedModel unless they are the reference."""
     outputs = run_chunks(driver, span, reference.inputs, new_cache)
     error = max(span.error(output, reference.output) for output in outputs)
     if not error <= span.tolerance:
         raise span.refuse(f"it is off by {error:.1e}, the tolerance is {span.tolerance:.0e}")
+    return outputs
 
 
 def run_chunks(

@@ -378,11 +378,11 @@ def load_span(
     with torch.inference_mode(), foreign_code(checkpoint.family):
         move_weights(model, device)
         reference = run_reference(span)
-        layout = watch_cache(span, reference)
         packed = can_pack(dtype, device)
         if packed:
             pack_linears(model, reference.read_directly)
             drop_unused_embedding(model, anatomy, start)
+        layout = watch_cache(span, reference)
         service = choose_service(span, reference, layout)
         accelerated = accelerate(span, reference, service, acceleration)
         spare_pages = 0

@@ -92,6 +92,7 @@ class SpanFacts:
     kv_bytes_per_token: int = 0
     quantization: str = ""
     swapped_tokens: int = 0  # as many of these have to be in host memory
+    mode: str = "paged"  # how the span computes: see docs/models.md
     max_sessions: int | None = None  # that have room for what they keep besides KV; None where they keep nothing such
 
     @property

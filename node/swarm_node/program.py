@@ -176,6 +176,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             "num_blocks": manifest.num_blocks,
             "dtype": facts.dtype,
             "quantization": facts.quantization or "none",
+            "mode": facts.mode,
             "bootstrap": list(addresses),
             "kv_tokens": facts.kv_tokens,
             "weight_bytes": facts.weight_bytes,

@@ -77,6 +77,12 @@ class JsonReporter:
         yield advance
 
 
+SLOWER_MODES = {
+    "recurrent": "the running states of sessions are computed one after the other",
+    "session": "sessions are computed one after the other",
+}
+
+
 class PeopleReporter:
     """Words, a bar for what takes long, and the command to pass on."""
 
@@ -115,6 +121,8 @@ class PeopleReporter:
             "speed", f"{fields['decode_tokens_per_s']:.0f} tokens/s, prefill {fields['prefill_tokens_per_s']:.0f}"
         )
         table.add_row("KV", f"{fields['kv_tokens']:,} tokens")
+        if fields["mode"] != "paged":
+            table.add_row("mode", f"{fields['mode']}: {SLOWER_MODES[fields['mode']]}")
         self._console.print("[bold green]ready[/]")
         self._console.print(table)
         address = fields["bootstrap"][0]

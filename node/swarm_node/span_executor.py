@@ -53,6 +53,7 @@ class SpanExecutor:
             weight_bytes=info.weight_bytes,
             kv_bytes_per_token=info.kv_bytes_per_token,
             quantization=info.quantization,
+            mode=info.mode,
             max_sessions=info.max_sessions,
         )
 

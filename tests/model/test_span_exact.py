@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from swarm_model.drivers import DirectForward
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
 from swarm_model.span import SessionKey
 from tests.model.families import BLOCKS, FAMILIES, INLINE, VOCABULARY, load_reference, load_spans
@@ -118,3 +119,9 @@ def test_bfloat16_errs_no_more_than_transformers_does(family: str, checkpoint_of
             errors.append((logprobs(model) - exact).square())
     allowed = max(torch.cat(errors).mean().sqrt() for errors in their_errors)
     assert torch.cat(our_errors).mean().sqrt() <= 1.25 * allowed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_wrappers_around_the_blocks_are_left_out(family: str, checkpoint_of: Callable[[str], Path]) -> None:
+    spans = load_spans(checkpoint_of(family), [0, 2, 4, BLOCKS])
+    assert [type(span._driver) for span in spans] == [DirectForward] * 3
