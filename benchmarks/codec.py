@@ -1,11 +1,13 @@
-"""What the codec int8 costs and saves: its effect on the demo model's logits, bytes on the wire, microseconds.
+"""What the codec int8 costs and saves: its effect on logits, bytes on the wire, microseconds, in one table.
 
-    python benchmarks/codec.py                    about a minute
+    python benchmarks/codec.py                    two to four minutes
 
-Logits: the demo model reads text that it drew itself (temperature 1), once as it is and once with the activations
-between hops encoded and decoded as nodes do it. KL divergence is that of the altered distribution from the exact one,
-in nats a token, over all positions; `top-1` is how often the likeliest token stays the same. bfloat16 against float32,
-without any codec, stands beside it for comparison. Time: one token and 64 at once, medians.
+Logits: the demo model, and a random Llama of 12 blocks that is four times as wide, read text that each drew itself
+(temperature 1), once as it is and once with the activations between hops encoded and decoded as nodes do it. KL
+divergence is that of the altered distribution from the exact one, in nats a token, over all positions; `top-1` is how
+often the likeliest token stays the same. bfloat16 against float32, without any codec, stands beside it for comparison.
+Random weights give flat distributions: hardly any divergence, and a likeliest token that is hardly ahead of the next.
+Time: a token alone, and of 64 at once, medians.
 """
 
 import argparse
@@ -16,20 +18,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from swarm_model.int8_codec import decode, encode, token_bytes
 from swarm_sim.demo_model import demo_model_path
 from swarm_sim.splits import split_evenly
 from tables import show_table
 
-WIDTHS = (256, 2048, 4096, 8192)
+WIDTHS = (2048, 4096, 8192)
+RANDOM = LlamaConfig(
+    vocab_size=8192,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=12,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+)
+TIMES = ("encode, us", "decode, us", "of 64: encode", "of 64: decode")
 
 
-def load(dtype: torch.dtype) -> torch.nn.Module:
+def demo_model(dtype: torch.dtype) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(demo_model_path(), dtype=dtype).eval()
+
+
+def random_model(dtype: torch.dtype) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(RANDOM).to(dtype).eval()
 
 
 def draw_texts(model: torch.nn.Module, texts: int, tokens: int) -> torch.Tensor:
@@ -61,12 +78,11 @@ def log_probabilities(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor
     return torch.cat([model(row[None]).logits[0].float().log_softmax(-1) for row in ids])  # [positions, vocabulary]
 
 
-def add_effect(table: Table, label: str, per_token: str, exact: torch.Tensor, altered: torch.Tensor) -> None:
+def effect(exact: torch.Tensor, altered: torch.Tensor) -> tuple[str, str, str]:
+    """Return mean and 99 % of the divergence, and how often the likeliest token stays."""
     divergence = (exact.exp() * (exact - altered)).sum(-1)
     same = (exact.argmax(-1) == altered.argmax(-1)).float().mean()
-    table.add_row(
-        label, per_token, f"{divergence.mean():.6f}", f"{divergence.quantile(0.99):.6f}", f"{100 * float(same):.2f} %"
-    )
+    return f"{divergence.mean():.6f}", f"{divergence.quantile(0.99):.6f}", f"{100 * float(same):.2f} %"
 
 
 def microseconds(work: Callable[[], object], repeat: int) -> float:
@@ -78,6 +94,17 @@ def microseconds(work: Callable[[], object], repeat: int) -> float:
     return statistics.median(taken) * 1e6
 
 
+def times(width: int, dtype: torch.dtype, repeat: int) -> list[str]:
+    """Return microseconds a token to encode and to decode, alone and of 64 at once."""
+    cells = []
+    for tokens in (1, 64):
+        values = torch.randn(tokens, width).to(dtype)
+        data = encode(values).flatten()
+        works = (lambda v=values: encode(v), lambda d=data, t=tokens: decode(d, t, width))
+        cells += [f"{microseconds(work, repeat) / tokens:.1f}" for work in works]
+    return cells
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,41 +114,33 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(options.seed)
-    console = Console(width=130)
-    console.print(f"seed {options.seed}, 1 thread; torch {torch.__version__}, {platform.machine()}")
+    console = Console(width=150)
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}"
+    console.print(f"seed {options.seed}, 1 thread, {options.texts} texts of {options.tokens} tokens; {versions}")
+    table = Table("model", "width", "codec", "bytes a token", "KL, mean", "KL, 99 %", "top-1", *TIMES)
 
-    models = {"float32": load(torch.float32), "bfloat16": load(torch.bfloat16)}
-    ids = draw_texts(models["float32"], options.texts, options.tokens)
-    exact = {name: log_probabilities(model, ids) for name, model in models.items()}
-    hidden, blocks = models["float32"].config.hidden_size, models["float32"].config.num_hidden_layers
-    effect = Table(
-        "demo model", "bytes a token and hop", "KL, mean", "KL, 99 %", "top-1", title=f"{ids.numel()} tokens"
-    )
-    add_effect(effect, "bfloat16 against float32, raw", str(2 * hidden), exact["float32"], exact["bfloat16"])
-    for name, model in models.items():
-        for hops in (2, 4, blocks):
-            cuts = [end for _, end in split_evenly(blocks, hops)][:-1]
-            with coded_between(model, cuts):
-                altered = log_probabilities(model, ids)
-            raw_bytes = hidden * model.dtype.itemsize
-            saved = f"{token_bytes(hidden)} for {raw_bytes}"
-            add_effect(effect, f"{name}, int8 between {hops} hops", saved, exact[name], altered)
-    show_table(console, effect)
-
-    cost = Table(
-        "width", "raw bfloat16, bytes", "int8, bytes", "share", "encode, us", "decode, us", "of 64: encode", "decode"
-    )
+    for name, load in (("demo", demo_model), ("random", random_model)):
+        models = {"float32": load(torch.float32), "bfloat16": load(torch.bfloat16)}
+        torch.manual_seed(options.seed)
+        ids = draw_texts(models["float32"], options.texts, options.tokens)
+        exact = {dtype: log_probabilities(model, ids) for dtype, model in models.items()}
+        hidden, blocks = models["float32"].config.hidden_size, models["float32"].config.num_hidden_layers
+        raw_cells = (str(2 * hidden), *effect(exact["float32"], exact["bfloat16"]))
+        table.add_row(f"{name}, float32", str(hidden), "raw bfloat16", *raw_cells, *[""] * len(TIMES))
+        for dtype, model in models.items():
+            cost = times(hidden, model.dtype, options.repeat)
+            for hops in (2, 4, blocks):
+                cuts = [end for _, end in split_evenly(blocks, hops)][:-1]
+                with coded_between(model, cuts):
+                    altered = log_probabilities(model, ids)
+                saved = f"{token_bytes(hidden)} for {hidden * model.dtype.itemsize}"
+                cells = (saved, *effect(exact[dtype], altered), *cost)
+                table.add_row(f"{name}, {dtype}", str(hidden), f"int8, {hops} hops", *cells)
+                cost = [""] * len(TIMES)
     for width in WIDTHS:
-        cells = []
-        for tokens in (1, 64):
-            values = torch.randn(tokens, width).to(torch.bfloat16)
-            data = encode(values).flatten()
-            works = (lambda v=values: encode(v), lambda d=data, t=tokens, w=width: decode(d, t, w))
-            cells += [f"{microseconds(work, options.repeat) / tokens:.1f}" for work in works]
-        share = f"{100 * token_bytes(width) / (2 * width):.1f} %"
-        cost.add_row(str(width), str(2 * width), str(token_bytes(width)), share, *cells)
-    show_table(console, cost)
+        cells = (f"{token_bytes(width)} for {2 * width}", "", "", "", *times(width, torch.bfloat16, options.repeat))
+        table.add_row("bfloat16", str(width), "int8", *cells)
+    show_table(console, table)
 
 
 if __name__ == "__main__":

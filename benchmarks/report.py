@@ -92,9 +92,19 @@ time between tokens; the prompt pays for it.""",
     Section(
         "codec",
         "Activations in int8",
-        """What `--codec int8` does to the demo model's logits, over text that it drew itself: KL divergence in nats
-a token from the same model without the codec. The first row is what bfloat16 does to float32.""",
+        """What `--codec int8` does to logits, over text that each model drew itself: KL divergence in nats a token
+from the same model without the codec; the first row of each is what bfloat16 does to float32. Random weights
+give flat distributions: hardly any divergence, and a likeliest token that is hardly ahead of the next. Times
+are microseconds a token.""",
         ("codec.py",),
+    ),
+    Section(
+        "grammars",
+        "Answers under a grammar",
+        """What a step on the last hop waits for before it is computed: its mask, asked of the session's own process.
+The first opening of a vocabulary starts the server, with its imports; later ones compile. The vocabularies are
+the demo model's, padded: a real one of that size takes longer to compile for.""",
+        ("grammars.py",),
     ),
     Section(
         "links",
