@@ -8,8 +8,7 @@ with recurrent mixers looped if there are any; else transformers' own cache, ses
 in an error. Masks are verified far beyond the few tokens of a test: masks.py. Called by span.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -28,6 +27,7 @@ from swarm_model.recipes import NoRecipe, learn_recipe
 from swarm_model.recurrent import MixerLoop
 from swarm_model.session_cache import CacheLayout, SessionCache, WatchedCache
 from swarm_model.session_states import SessionStates
+from swarm_model.siblings import LinearUse, watch_linears
 from swarm_model.skeleton import attention_implementation, foreign_code
 from swarm_model.step import Step
 
@@ -114,7 +114,7 @@ class Reference:
 
     inputs: torch.Tensor  # [tokens] or [tokens, hidden]
     output: torch.Tensor  # [tokens, hidden] or [tokens, vocabulary]
-    read_directly: frozenset[nn.Module]  # linear layers whose weights other modules read without calling them
+    linears: LinearUse
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def run_reference(span: LoadedSpan) -> Reference:
     own, rows = span.own_forward(), torch.arange(TEST_TOKENS, device=span.device)
     positions = rows[None]
     with attention_implementation(span.model, span.attention):
-        with _watched(span) as called:
+        with watch_linears(span.model) as linears:
             output = own.run(inputs, positions, None, rows)
         if not bool(torch.isfinite(output).all()):
             reason = f"its numbers leave the range of {str(span.dtype).removeprefix('torch.')}: choose another --dtype"
@@ -157,28 +157,7 @@ def run_reference(span: LoadedSpan) -> Reference:
             hidden = own.run(hidden, positions, None, rows, Part(number, number + 1))
         if not span.agrees(hidden, output):
             raise span.refuse("more than hidden states passes from block to block")
-    read_directly = [
-        child
-        for module in called
-        for child in module.children()
-        if isinstance(child, nn.Linear) and child not in called
-    ]
-    return Reference(inputs, output, frozenset(read_directly))
-
-
-@contextmanager
-def _watched(span: LoadedSpan) -> Iterator[set[nn.Module]]:
-    """Note which modules of the blocks are called."""
-    called: set[nn.Module] = set()
-
-    def note(module: nn.Module, _: Any) -> None:
-        called.add(module)
-
-    with ExitStack() as hooks:
-        for block in span.blocks:
-            for module in block.modules():
-                hooks.callback(module.register_forward_pre_hook(note).remove)
-        yield called
+    return Reference(inputs, output, linears)
 
 
 def watch_cache(span: LoadedSpan, reference: Reference) -> CacheLayout:

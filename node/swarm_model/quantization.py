@@ -6,7 +6,7 @@ int4's error. Embeddings, norms, routers of experts and whatever is no `nn.Linea
 parameter, for one) stay as they are. Called by quantized_loading.py.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final, Literal
 
 import torch
@@ -17,7 +17,7 @@ from swarm_model.errors import FormatUnavailable
 from swarm_model.int4_linears import group_size, int4_linear_class
 from swarm_model.int8_linears import int8_linear_class
 from swarm_model.prequantized import plan_of
-from swarm_model.siblings import SharedProduct, SiblingLinear, fuse
+from swarm_model.siblings import replace_linears
 from swarm_model.sizing import QuantizationName
 from swarm_model.skeleton import Anatomy
 
@@ -43,11 +43,16 @@ def format_for(name: QuantizationName, checkpoint: Checkpoint, device: torch.dev
     return "int8" if name == "int8" else "int4"
 
 
-def quantizable(model: nn.Module, within: str, expert_counts: Collection[int], wanted: CpuFormat) -> list[str]:
-    """Name the plain linears below the module `within` that a format takes; routers, one output an expert, stay."""
+def quantizable(
+    model: nn.Module, within: str, expert_counts: Collection[int], wanted: CpuFormat, keep: Collection[nn.Module]
+) -> list[str]:
+    """Name the plain linears below the module `within` that a format takes, but for those to `keep`.
+
+    Routers, one output an expert, stay.
+    """
     names = []
     for name, module in model.get_submodule(within).named_modules(prefix=within):
-        if type(module) is not nn.Linear or module.weight.is_meta:
+        if type(module) is not nn.Linear or module.weight.is_meta or module in keep:
             continue
         is_router = module.out_features == 1 or module.out_features in expert_counts
         if not is_router and (wanted == "int8" or group_size(module) is not None):
@@ -71,20 +76,8 @@ def expert_counts(config: Any) -> frozenset[int]:
 def quantize(
     model: nn.Module, names: Sequence[str], siblings: Sequence[Sequence[str]], wanted: CpuFormat, dtype: torch.dtype
 ) -> None:
-    """Replace the named linears one after the other, so that one weight at a time is held twice; siblings share one."""
-    make: Callable[[nn.Linear], nn.Module] = int8_linear_class() if wanted == "int8" else int4_linear_class(dtype)
-    left = dict.fromkeys(names)
-    for group in siblings:
-        group = [name for name in group if name in left]
-        linears = [_linear(model, name) for name in group]
-        if len(group) < 2 or len({linear.bias is None for linear in linears}) > 1:
-            continue
-        product = SharedProduct(make(fuse(linears)), [linear.out_features for linear in linears])
-        for number, name in enumerate(group):
-            model.set_submodule(name, SiblingLinear(product, number))
-            del left[name]
-    for name in left:
-        model.set_submodule(name, make(_linear(model, name)))
+    """Replace the named linears by quantized ones; see replace_linears."""
+    replace_linears(model, names, siblings, int8_linear_class() if wanted == "int8" else int4_linear_class(dtype))
 
 
 def plain_matrices(model: nn.Module, within: str) -> Iterator[tuple[str, int]]:
@@ -92,9 +85,3 @@ def plain_matrices(model: nn.Module, within: str) -> Iterator[tuple[str, int]]:
     for name, parameter in model.get_submodule(within).named_parameters(prefix=within):
         if parameter.dim() > 1 and not parameter.is_meta:
             yield name, parameter.numel() * parameter.element_size()
-
-
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    module = model.get_submodule(name)
-    assert isinstance(module, nn.Linear)
-    return module

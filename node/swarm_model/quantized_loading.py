@@ -8,7 +8,6 @@ quantizing does to a model's output is measured by benchmarks/executor.py. Calle
 import contextlib
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -17,7 +16,7 @@ from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import FormatUnavailable, UnsupportedModel
 from swarm_model.loading import drop_unused_embedding, load_model
 from swarm_model.quantization import CpuFormat, expert_counts, heads, plain_matrices, quantizable, quantize
-from swarm_model.siblings import find_siblings
+from swarm_model.siblings import watch_linears
 from swarm_model.sizing import DtypeName, blocks_at_once
 from swarm_model.skeleton import Anatomy, foreign_code
 
@@ -49,10 +48,11 @@ def load_quantized(
         last = min(end, first + at_once)
         part = load_model(checkpoint, anatomy, first, last, dtype=dtype, on_bytes=on_bytes)
         with torch.inference_mode():
-            siblings = find_siblings(part, partial(_try_out, part, checkpoint.family, dtype))
+            with watch_linears(part) as use:
+                _try_out(part, checkpoint.family, dtype)
             for number in range(first, last):
-                names = quantizable(part, f"{anatomy.blocks}.{number}", counts, wanted)
-                inside = [group for group in siblings if group[0].startswith(f"{anatomy.blocks}.{number}.")]
+                names = quantizable(part, f"{anatomy.blocks}.{number}", counts, wanted, use.read_directly)
+                inside = [group for group in use.siblings if group[0].startswith(f"{anatomy.blocks}.{number}.")]
                 quantize(part, names, inside, wanted, dtype)
                 quantized += len(names)
             quantize(part, heads(part, anatomy), [], "int8", dtype)

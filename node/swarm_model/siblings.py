@@ -2,10 +2,15 @@
 
 Owns finding them, by watching which layers are given the same tensor while a model runs once (names and families do
 not matter), and the layers that share a product. A layer that is called with another tensor than its siblings computes
-for itself, so the outputs are right whatever a family does at run time. Called by quantized_loading.py.
+for itself, so the outputs are right whatever a family does at run time. Called by
+quantized_loading.py, load_checks.py and linears.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +19,9 @@ from torch import nn
 class SharedProduct(nn.Module):
     """Computes all siblings' outputs when the first of them is called, and keeps them until all are taken."""
 
-    def __init__(self, fused: nn.Module, sizes: Sequence[int]) -> None:
+    fused: nn.Module
+
+    def __init__(self, fused: nn.Linear, sizes: Sequence[int]) -> None:
         super().__init__()
         self.fused = fused
         self._sizes = list(sizes)
@@ -37,8 +44,10 @@ class SharedProduct(nn.Module):
 class SiblingLinear(nn.Module):
     """Stands for one of the layers that share a product."""
 
-    def __init__(self, product: SharedProduct, number: int) -> None:
+    def __init__(self, product: SharedProduct, number: int, linear: nn.Linear) -> None:
         super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = torch.empty(0, dtype=linear.weight.dtype)  # modelling code asks for its type, never its values
         self.product = product
         self._number = number
 
@@ -47,12 +56,26 @@ class SiblingLinear(nn.Module):
         return self.product.take(self._number, inputs)
 
 
-def find_siblings(model: nn.Module, run: Callable[[], object]) -> list[list[str]]:
-    """Name the plain linears that `run` calls with the same tensor, each group in the order of the calls."""
+@dataclass
+class LinearUse:
+    """How a run uses a model's plain linears."""
+
+    siblings: list[list[str]] = field(default_factory=list)  # called with one tensor, in the order of the calls
+    read_directly: frozenset[nn.Module] = frozenset()  # their weights are read by a module that does not call them
+
+
+@contextmanager
+def watch_linears(model: nn.Module) -> Iterator[LinearUse]:
+    """Watch one run of a model; what is yielded is filled in at the end. Who is called twice has no siblings."""
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules() if type(module) is nn.Linear}
     seen: list[tuple[torch.Tensor, list[str]]] = []  # holding the tensors keeps their identities apart
+    called: list[nn.Module] = []
+    use = LinearUse()
 
-    def note(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    def note(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        called.append(module)
+        if module not in names or len(arguments) != 1:
+            return
         (inputs,) = arguments
         for known, group in reversed(seen):
             if known is inputs:
@@ -60,14 +83,40 @@ def find_siblings(model: nn.Module, run: Callable[[], object]) -> list[list[str]
                 return
         seen.append((inputs, [names[module]]))
 
-    hooks = [module.register_forward_pre_hook(note) for module in names]
+    hooks = [module.register_forward_pre_hook(note) for module in model.modules()]
     try:
-        run()
+        yield use
     finally:
         for hook in hooks:
             hook.remove()
-    called = [name for _, group in seen for name in group]
-    return [group for _, group in seen if len(group) > 1 and all(called.count(name) == 1 for name in group)]
+        times = Counter(names[module] for module in called if module in names)
+        use.siblings = [group for _, group in seen if len(group) > 1 and all(times[name] == 1 for name in group)]
+        ran = set(called)
+        use.read_directly = frozenset(
+            child for module in ran for child in module.children() if child in names and child not in ran
+        )
+
+
+def replace_linears(
+    model: nn.Module, names: Iterable[str], siblings: Sequence[Sequence[str]], make: Callable[[nn.Linear], nn.Module]
+) -> None:
+    """Replace the named linears one after the other, so that one weight at a time is held twice; siblings share one."""
+    left = dict.fromkeys(names)
+    for group in siblings:
+        group = [name for name in group if name in left]
+        linears = [_linear(model, name) for name in group]
+        if len(group) < 2 or len({linear.bias is None for linear in linears}) > 1:
+            continue
+        fused = fuse(linears)
+        product = SharedProduct(fused, [linear.out_features for linear in linears])
+        for number, (name, linear) in enumerate(zip(group, linears, strict=True)):
+            model.set_submodule(name, SiblingLinear(product, number, linear))
+            del left[name]
+        del linear, linears[:]  # or their weights would be held a third time
+        product.fused = make(fused)
+        del fused
+    for name in left:
+        model.set_submodule(name, make(_linear(model, name)))
 
 
 def fuse(linears: Sequence[nn.Linear]) -> nn.Linear:
@@ -80,3 +129,9 @@ def fuse(linears: Sequence[nn.Linear]) -> nn.Linear:
     if biases:
         fused.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     return fused
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Linear)
+    return module

@@ -380,7 +380,7 @@ def load_span(
         reference = run_reference(span)
         packed = can_pack(dtype, device)
         if packed:
-            pack_linears(model, reference.read_directly)
+            pack_linears(model, reference.linears.siblings, keep=reference.linears.read_directly)
             drop_unused_embedding(model, anatomy, start)
         layout = watch_cache(span, reference)
         service = choose_service(span, reference, layout)
