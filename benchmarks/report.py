@@ -67,7 +67,7 @@ heartbeat 1.5 ms before a result is due wakes the way to the next hop.""",
         """One process, one thread, a Llama of 0.7 B (hidden 2048). KL is in nats a token against bfloat16; random
 models have almost flat distributions, where the smallest change turns the first choice: the demo model
 says more.""",
-        ("executor.py",),
+        ("executor.py", "--rounds", "3"),
     ),
     Section(
         "drafts",

@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -9,3 +10,7 @@ settings.register_profile("shared machine", deadline=None, derandomize=bool(os.e
 settings.load_profile("shared machine")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
+
+# Started in the background, we were told to ignore Ctrl-C, and so would be the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
