@@ -22,6 +22,14 @@
     ├── Disputed                a hop counts more than was sent to it
     ├── BankRefused             the bank refuses a request as a whole: its signature, its size, its age
     ├── LedgerUnreachable       no answer from the bank, or from any endpoint of the chain
+    ├── WrongChain              endpoints that serve another chain than they should
+    ├── NoSuchLedger            an address where no ledger of this release is
+    ├── ContractReverted        a transaction that the contract or its token refuses for another reason
+    ├── NoGasMoney              too little of the chain's coin to pay for a transaction
+    ├── GasTooExpensive         gas beyond the operator's limit
+    ├── NotConfirmed            a transaction that did not get through in time, and still may
+    ├── BadOption               an option of a program that cannot be used so
+    ├── MissingPackage          a part of the installation that is not there
     ├── NoStartingCredit        the bank gives this client none, or no more
     ├── BadKeyFile              a key that cannot be read, or with another password
     └── BrokenStore             a voucher file that cannot be used
@@ -317,6 +325,121 @@ class LedgerUnreachable(LedgerError):
 
     def remedy(self) -> str:
         return "check that it runs and try again; vouchers are kept and lose nothing by waiting"
+
+
+@dataclass(eq=False)
+class WrongChain(LedgerError):
+    """Endpoints of another chain: nothing was signed."""
+
+    served: int
+    expected: int
+
+    def __str__(self) -> str:
+        return f"chain {self.served} instead of {self.expected}"
+
+    def remedy(self) -> str:
+        return "give endpoints of the chain that the contract is on, or another --chain-id"
+
+
+@dataclass(eq=False)
+class NoSuchLedger(LedgerError):
+    """An address that money should not be sent to."""
+
+    contract: str
+    chain_id: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.contract} on chain {self.chain_id} is no ledger: {self.reason}"
+
+    def remedy(self) -> str:
+        return "check the address and the chain; swarm-ledger deploy makes a new contract"
+
+
+@dataclass(eq=False)
+class ContractReverted(LedgerError):
+    """A refusal without one of the ledger's codes: a token's, or one by a contract of another release."""
+
+    reason: str
+    transaction: str = ""
+
+    def __str__(self) -> str:
+        where = f" (transaction {self.transaction})" if self.transaction else ""
+        return f"the contract refuses: {self.reason or 'it gives no reason'}{where}"
+
+    def remedy(self) -> str:
+        return "for a token, check that the account has enough of it and that it can be transferred"
+
+
+@dataclass(eq=False)
+class NoGasMoney(LedgerError):
+    """An account that cannot pay for its transactions; in the coin's smallest unit."""
+
+    address: str
+    balance: int
+    needed: int
+
+    def __str__(self) -> str:
+        return f"{self.address} has {self.balance} wei, the transaction may need {self.needed}"
+
+    def remedy(self) -> str:
+        return f"send some of the chain's coin to {self.address}"
+
+
+@dataclass(eq=False)
+class GasTooExpensive(LedgerError):
+    """A price of gas beyond what the operator pays; in wei."""
+
+    price: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"gas costs {self.price} wei at the moment, the limit is {self.most}"
+
+    def remedy(self) -> str:
+        return "wait until gas is cheaper, or raise --max-gas-price; what was sent already may still happen"
+
+
+@dataclass(eq=False)
+class NotConfirmed(LedgerError):
+    """A transaction that was sent and does not count yet."""
+
+    transaction: str
+    waited_s: float
+
+    def __str__(self) -> str:
+        return f"transaction {self.transaction} was not confirmed within {self.waited_s:.0f} s"
+
+    def remedy(self) -> str:
+        return "it may still be: look it up before sending it again"
+
+
+@dataclass(eq=False)
+class BadOption(LedgerError):
+    """An option that is missing, or that says something impossible."""
+
+    option: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.reason}"
+
+    def remedy(self) -> str:
+        return "see --help"
+
+
+@dataclass(eq=False)
+class MissingPackage(LedgerError):
+    """Something that is not installed."""
+
+    package: str
+    extra: str
+
+    def __str__(self) -> str:
+        return f"{self.package} is not installed"
+
+    def remedy(self) -> str:
+        return f"pip install 'swarm-inference[{self.extra}]'"
 
 
 @dataclass(eq=False)
