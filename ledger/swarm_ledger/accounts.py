@@ -1,6 +1,7 @@
 """Who owns money: secp256k1 keys, the addresses computed from them, and recoverable signatures.
 
-The fast path: coincurve and hand-built digests, no eth-account. Files with keys are `keystore.py`'s business.
+The fast path: coincurve and hand-built digests, no eth-account. Files with keys are the business of `wallet_file.py`
+and `keystore.py`.
 """
 
 from collections.abc import Callable
@@ -36,9 +37,11 @@ def address_text(address: bytes) -> str:
 def parse_address(text: str) -> Address:
     """Return the address that a text names. Raises ValueError for another length, or a wrong checksum."""
     digits = text.removeprefix("0x")
-    raw = bytes.fromhex(digits)
-    if len(raw) != ADDRESS_BYTES:
+    if len(digits) != 2 * ADDRESS_BYTES:
         raise ValueError(f"{text!r}: an address has {ADDRESS_BYTES} bytes")
+    raw = bytes.fromhex(digits)
+    if len(raw) != ADDRESS_BYTES:  # spaces between digits
+        raise ValueError(f"{text!r}: an address has {2 * ADDRESS_BYTES} digits")
     if digits not in (digits.lower(), digits.upper()) and address_text(raw) != f"0x{digits}":
         raise ValueError(f"{text!r}: the checksum is wrong, one digit is not what was meant")
     return Address(raw)
@@ -82,9 +85,7 @@ def signer_of(digest: bytes, signature: bytes) -> Address:
     raw = signature[:32] + s.to_bytes(32, "big") + bytes((parity_and_s >> 255,))
     try:
         return _address_of(PublicKey.from_signature_and_message(raw, digest, hasher=None))
-    except ValueError as error:
-        raise BadSignature from error
-    except Exception as error:  # coincurve raises plain exceptions for keys that do not exist
+    except Exception as error:  # coincurve raises plain ones for keys that do not exist
         raise BadSignature from error
 
 

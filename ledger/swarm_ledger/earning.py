@@ -33,7 +33,12 @@ class EarningChannel:
     best: Voucher
     earned: int  # by all sessions; at first what was paid before
     sessions: int = 0
-    is_saved: bool = True
+    was_opened: bool = False  # since it was taken up
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was closed, or its payer has asked for that: nothing is served on it."""
+        return self.state.is_closed or self.state.closes_at_s != 0
 
     @property
     def unpaid(self) -> int:
@@ -58,8 +63,24 @@ class Tab:
     _charged: int = 0
 
     def check(self, kind: Work, position: int, count: int, draws: int) -> None:
-        """Raise PaymentMissing if a step costs more than is paid for; nothing changes."""
-        cost = self.meter.cost_of(kind, position, count, draws)
+        """Raise PaymentMissing if a step costs more than is paid for, NoChannel if the channel is being closed."""
+        if self.channel.is_ending:
+            raise NoChannel
+        self._check(self.meter.cost_of(kind, position, count, draws))
+
+    def charge(self, kind: Work, position: int, count: int, draws: int) -> None:
+        """Count a step that was accepted."""
+        self.meter.step(kind, position, count, draws)
+        self._book()
+
+    def begin(self, cached_tokens: int, lease_s: int) -> None:
+        """Note what the opening gives, for the first step to count. Raises PaymentMissing if that is not paid for."""
+        trial = self.meter.copy()
+        trial.begin(cached_tokens, lease_s)
+        self._check(trial.cost_of("decode", 0, 0, 0))
+        self.meter.begin(cached_tokens, lease_s)
+
+    def _check(self, cost: int) -> None:
         channel = self.channel
         due = channel.earned + cost - self.window
         if due > channel.best.cumulative or channel.earned + cost > channel.state.allocated:
@@ -70,17 +91,6 @@ class Tab:
                 window=self.window,
                 allocated=channel.state.allocated,
             )
-
-    def charge(self, kind: Work, position: int, count: int, draws: int) -> None:
-        """Count a step that was accepted."""
-        self.meter.step(kind, position, count, draws)
-        self._book()
-
-    def begin(self, cached_tokens: int, lease_s: int) -> None:
-        """Count what the opening gave."""
-        self.meter.cached(cached_tokens)
-        self.meter.lease(lease_s)
-        self._book()
 
     def _book(self) -> None:
         amount = self.meter.amount
@@ -109,9 +119,12 @@ class Earnings:
             raise NoChannel
         channel = self.channels.get(key.id)
         if channel is None:
-            # What was claimed before this node lost its vouchers was earned, and paid.
-            channel = self.restore(key, Voucher(key.id, state.claimed, b""), state)
+            channel = self.restore(key, Voucher(key.id, 0, b""), state)
         channel.state = state
+        # What was claimed before this node lost its vouchers was earned, and paid.
+        if state.claimed > channel.best.cumulative:
+            channel.best = Voucher(channel.id, state.claimed, b"")
+            channel.earned = max(channel.earned, state.claimed)
         return channel
 
     def open(self, channel: EarningChannel, voucher: Voucher, meter: Meter) -> Tab:
@@ -119,9 +132,13 @@ class Earnings:
 
         Raises NoChannel for one that is closing, BadSignature, AllocationTooSmall.
         """
-        if channel.state.is_closed or channel.state.closes_at_s:
+        if channel.is_ending:
             raise NoChannel
         self._take(channel, voucher)
+        if not channel.was_opened:
+            # Paid for before this node forgot. Later on, more than was earned is paid for a step on its way.
+            channel.earned = max(channel.earned, channel.best.cumulative)
+            channel.was_opened = True
         left = channel.state.allocated - max(channel.earned, channel.best.cumulative)
         least = meter.quote.amount(meter.quote.min_allocation_ns)
         if left < least or left <= 0:
@@ -152,5 +169,4 @@ class Earnings:
             return
         self.digests.check(voucher, channel.key.signer)
         channel.best = voucher
-        channel.earned = max(channel.earned, voucher.cumulative)
         self.unsaved[channel.id] = channel

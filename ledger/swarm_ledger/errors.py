@@ -31,8 +31,10 @@
     ├── BadOption               an option of a program that cannot be used so
     ├── MissingPackage          a part of the installation that is not there
     ├── NoStartingCredit        the bank gives this client none, or no more
+    ├── OnlyMinted              a bank takes no deposits: its operator mints
     ├── BadKeyFile              a key that cannot be read, or with another password
-    └── BrokenStore             a voucher file that cannot be used
+    ├── StoreInUse              a file of money that another process has open
+    └── BrokenStore             a file of money that cannot be used
 
 Leaves are ordinary dataclasses, not frozen ones: contextlib assigns `__traceback__`. A Refused travels as its `code`.
 """
@@ -232,10 +234,15 @@ class PaymentMissing(LedgerError):
     window: int
     allocated: int
 
+    @property
+    def needed(self) -> int:
+        """The cumulative of the voucher that would pay for it."""
+        return self.earned + self.cost - self.window
+
     def __str__(self) -> str:
         if self.earned + self.cost > self.allocated:
             return f"the step brings the channel to {self.earned + self.cost}, it holds {self.allocated}"
-        missing = self.earned + self.cost - self.window - self.paid
+        missing = self.needed - self.paid
         return f"{missing} more has to be paid: {self.earned} earned, the step {self.cost}, paid {self.paid}"
 
     def remedy(self) -> str:
@@ -456,6 +463,17 @@ class NoStartingCredit(LedgerError):
 
 
 @dataclass(eq=False)
+class OnlyMinted(LedgerError):
+    """A deposit at a bank whose credits nobody can buy."""
+
+    def __str__(self) -> str:
+        return "this ledger takes no deposits: its credits are minted by its operator"
+
+    def remedy(self) -> str:
+        return "ask the bank's operator for credit, or earn it by serving blocks"
+
+
+@dataclass(eq=False)
 class BadKeyFile(LedgerError):
     """A key file that cannot be used."""
 
@@ -470,8 +488,21 @@ class BadKeyFile(LedgerError):
 
 
 @dataclass(eq=False)
+class StoreInUse(LedgerError):
+    """A store that another process writes: vouchers of a channel have one writer."""
+
+    file: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: another process uses it"
+
+    def remedy(self) -> str:
+        return "end the other process, or use another data directory"
+
+
+@dataclass(eq=False)
 class BrokenStore(LedgerError):
-    """A store of vouchers that cannot be read or written."""
+    """A store of money that cannot be read or written."""
 
     file: str
     reason: str

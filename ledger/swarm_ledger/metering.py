@@ -43,11 +43,16 @@ class Meter:
     place: Place
     rated_ns: int = 0
     units: dict[Line, int] = field(default_factory=dict)
+    opening: tuple[int, int] = (0, 0)  # cached tokens and seconds of lease that the first step will count
 
     @property
     def amount(self) -> int:
         """What the session owes by now, rounded down once."""
         return self.quote.amount(self.rated_ns)
+
+    def begin(self, cached_tokens: int, lease_s: int) -> None:
+        """Note what the opening gives. It counts with the first step: a session that never ran costs nothing."""
+        self.opening = cached_tokens, lease_s
 
     def lease(self, seconds: int) -> None:
         """Count a lease of the session's pages, as it was granted."""
@@ -62,6 +67,11 @@ class Meter:
 
         A verify step is one token to decode and guesses behind it.
         """
+        if self.opening != (0, 0):
+            cached_tokens, lease_s = self.opening
+            self.opening = (0, 0)
+            self.cached(cached_tokens)
+            self.lease(lease_s)
         rates = self.quote.rates
         if kind == "verify":
             self._tokens("decode", rates.decode, position, 1)
@@ -77,13 +87,13 @@ class Meter:
 
     def cost_of(self, kind: Work, position: int, count: int, draws: int) -> int:
         """Return by how much a step would raise `amount`."""
-        trial = Meter(self.quote, self.place, self.rated_ns)
+        trial = Meter(self.quote, self.place, self.rated_ns, opening=self.opening)
         trial.step(kind, position, count, draws)
         return trial.amount - self.amount
 
     def copy(self) -> "Meter":
         """Return a meter that stands where this one does."""
-        return Meter(self.quote, self.place, self.rated_ns, dict(self.units))
+        return Meter(self.quote, self.place, self.rated_ns, dict(self.units), self.opening)
 
     def _tokens(self, line: Line, rates: tuple[int, ...], position: int, count: int) -> None:
         end = position + count

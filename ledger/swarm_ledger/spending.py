@@ -67,21 +67,27 @@ class SpendingChannel:
             self.best = self.digests.sign(self.id, cumulative, self.signer)
         return self.best
 
-    def adopt(self, grant: GrantSection, peer: str) -> int:
+    def adopt(self, grant: GrantSection, peer: str, *, claimed: int = 0) -> int:
         """Take up what the payee knows of this channel; returns the part of its count that is not ours.
 
-        Raises BadSignature for a voucher that this client has not signed, Disputed where the payee counts so much more
-        that nothing is left of its window.
+        `claimed` is what the ledger says was redeemed: so much was signed. Raises BadSignature for a higher voucher
+        that this client has not signed, Disputed where the payee counts so much more that nothing is left of its
+        window.
         """
         theirs = Voucher(self.id, int.from_bytes(grant.cumulative, "big"), grant.signature)
+        earned, window = int.from_bytes(grant.earned, "big"), int.from_bytes(grant.window, "big")
         if theirs.cumulative > self.best.cumulative:
-            if theirs.signature:  # without one it was claimed on the ledger before, which has checked it
+            if theirs.cumulative > claimed:
                 self.digests.check(theirs, self.key.signer)
             self.best = theirs
             self.ceiling = max(self.ceiling, theirs.cumulative)
-        self.is_known = True
-        self.sent, self.done = max(self.sent, self.best.cumulative), max(self.done, self.best.cumulative)
-        earned, window = int.from_bytes(grant.earned, "big"), int.from_bytes(grant.window, "big")
+            self.is_known = False
+        if not self.is_known:
+            # Of what was sent, only what was signed for is certain; less, if the payee itself says so.
+            certain = min(self.best.cumulative, earned)
+            self.sent, self.done = max(self.sent, certain), max(self.done, certain)
+            self.lost = 0
+            self.is_known = True
         served = min(max(0, earned - self.sent), self.lost)
         self.lost -= served
         self.sent += served
@@ -106,12 +112,8 @@ class Purse:
     _in_flight: deque[int] = field(default_factory=deque)  # the meter after each step that waits for its answer
 
     def begin(self, cached_tokens: int, lease_s: int) -> None:
-        """Count what the opening gave. Raises OverBudget."""
-        before = self.meter.amount
-        self.meter.cached(cached_tokens)
-        self.meter.lease(lease_s)
-        self._reserve(self.meter.amount - before)
-        self._settle(self.meter.amount)
+        """Note what the opening gave, for the first step to count."""
+        self.meter.begin(cached_tokens, lease_s)
 
     def cost_of(self, kind: Work, position: int, count: int, draws: int) -> int:
         """Return what a step would cost at this hop."""
@@ -133,6 +135,15 @@ class Purse:
         voucher = self.channel.sign(min(cumulative, self.channel.allocated))
         self._paid_here = voucher.cumulative
         return voucher
+
+    def asked(self, needed: int) -> int:
+        """Return the cumulative to answer a hop with that wants so much: never more than was sent to it."""
+        channel = self.channel
+        served = min(max(0, needed - channel.sent), channel.lost)
+        channel.lost -= served
+        channel.sent += served
+        channel.done += served
+        return min(needed, channel.sent, channel.allocated)
 
     def answered(self) -> None:
         """The oldest step that waits was answered: what it cost is owed."""
