@@ -33,7 +33,7 @@ class Event:
     at_s: int
     amount: int
     channel: ChannelId | None = None
-    other: Address | None = None  # payee of an opening, payer of a claim, receiver of a withdrawal
+    other: Address | None = None  # the other party of the channel, or the receiver of a withdrawal
     transaction: str = ""
 
 
