@@ -64,6 +64,9 @@ class Collector:
         candidates = []
         for claim in self._claims():
             state = states.get(claim.key.id)
+            if state is None:
+                # Closed, or hidden among channels that others have opened to this payee by the thousand.
+                state = await self._ledger.channel(claim.key.id)
             self._observe(claim.key.id, state)
             if state is not None:
                 candidates.append(Candidate(claim, state))

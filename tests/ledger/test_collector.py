@@ -55,7 +55,9 @@ def test_it_redeems_when_it_is_worth_it_and_before_a_close_takes_it_away() -> No
             world.chain.wait(DELAY_S)
             await payer.finish_close(key_of(2))
             await asyncio.sleep(DELAY_S / 10)
-            assert seen[key_of(2).id] is None
+            closed = seen[key_of(2).id]
+            assert closed is not None
+            assert closed.is_closed
             running.cancel()
         assert await payee.balance() == 250
 

@@ -9,8 +9,9 @@ from swarm_ledger.bank import Bank
 from swarm_ledger.bank_messages import MAX_CHANNELS
 from swarm_ledger.bank_service import BankService
 from swarm_ledger.channels import ChannelState
+from swarm_ledger.collector import Collector
 from swarm_ledger.currencies import CREDITS
-from swarm_ledger.embedded import Call, EmbeddedLedger, in_process
+from swarm_ledger.embedded import MAX_LISTED, Call, EmbeddedLedger, in_process
 from swarm_ledger.errors import (
     BadAmount,
     BankRefused,
@@ -23,7 +24,9 @@ from swarm_ledger.errors import (
     TooEarly,
 )
 from swarm_ledger.ledger import Ledger, Opening
+from swarm_ledger.redeeming import Cost
 from swarm_ledger.starting_credit import StartingCredit
+from tests.ledger import scenario
 from tests.ledger.histories import DELAY_S, KEYS, START_S
 from tests.ledger.parties import BANK, HERE, PAYEES, PAYERS, STRANGER, claim_of, counting, key_of
 
@@ -34,12 +37,12 @@ OPENING = Opening(KEY.payee, KEY.signer, KEY.salt, 100)
 class World:
     """A bank, its clock, and a wire to it that can break."""
 
-    def __init__(self) -> None:
+    def __init__(self, funds: int = 1000) -> None:
         self.now_s = float(START_S)
         self.bank = Bank(None, BANK.address, close_delay_s=DELAY_S)
         offer = StartingCredit(amount=50, most_per_network_and_day=60, most_in_total=100)
         self.service = BankService(self.bank, BANK, offer)
-        self.bank.deposit(PAYERS[0].address, 1000, START_S)
+        self.bank.deposit(PAYERS[0].address, funds, START_S)
         self.loses_answers = 0
         self.sent: list[tuple[str, bytes]] = []
         self.alter: Callable[[bytes], bytes] = bytes
@@ -81,6 +84,41 @@ async def test_a_channel_from_its_opening_to_the_last_unit() -> None:
     assert kinds == ["closed", "closing", "claimed", "topped up", "opened", "deposited"]
     assert await payer.history(1) == (await payer.history())[:1]
     assert await payer.channel(key_of(salt=77).id) is None
+
+
+async def test_the_story_of_every_ledger() -> None:
+    world = World(funds=scenario.NEEDED)
+    payer, payee = await world.ledger(), await world.ledger(PAYEES[0])
+
+    async def later(seconds: int) -> None:
+        world.now_s += seconds
+
+    await scenario.tell(payer, payee, later)
+    totals = world.bank.totals()
+    assert totals.free + totals.in_channels == scenario.NEEDED - 700
+
+
+async def test_channels_by_the_thousand_hide_none_from_its_payee() -> None:
+    world = World()
+    payee = await world.ledger(PAYEES[0])
+    dust = [Opening(KEY.payee, KEY.signer, salt, 1) for salt in range(2 * MAX_LISTED)]
+    world.bank.deposit(STRANGER.address, len(dust), START_S)
+    world.bank.open(STRANGER.address, dust, START_S)
+    keys = [key_of(salt=salt) for salt in range(40)]
+    world.bank.open(PAYERS[0].address, [Opening(key.payee, key.signer, key.salt, 20) for key in keys], START_S)
+    assert len(await payee.channels()) <= MAX_LISTED + MAX_CHANNELS
+
+    async def free_of_charge() -> Cost:
+        return Cost()
+
+    collector = Collector(
+        payee,
+        lambda: [claim_of(key, 20) for key in keys],
+        free_of_charge,
+        observe=lambda channel, state: None,
+        collected=lambda claims, amount: None,
+    )
+    assert await collector.look() == 800
 
 
 async def test_refusals_arrive_as_what_they_are() -> None:
