@@ -6,7 +6,7 @@ in the tables is the business of `bank.py`, `node_store.py` and `client_store.py
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -78,6 +78,13 @@ class StoreFile:
         """Run a statement; returns how many rows it has changed. Raises BrokenStore, StoreInUse."""
         try:
             return self._database.execute(statement, values).rowcount
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+
+    def execute_many(self, statement: str, rows: Iterable[Sequence[Value]]) -> None:
+        """Run a statement for each row of values. Raises BrokenStore."""
+        try:
+            self._database.executemany(statement, rows)
         except sqlite3.Error as error:
             raise self._failure(error) from error
 

@@ -1,8 +1,11 @@
 """The bank's client: what it believes, and how it asks again."""
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swarm_ledger.accounts import Account
 from swarm_ledger.bank import Bank
@@ -167,6 +170,47 @@ async def test_a_change_whose_answer_was_lost_is_made_once() -> None:
     # Once it was answered, the same again is another one.
     await ledger.top_up(KEY, 10)
     assert await ledger.channel(KEY.id) == ChannelState(120, 0)
+
+
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(1, 9), st.lists(st.sampled_from(["request lost", "answer lost", "both ways twice"]))),
+        max_size=8,
+    )
+)
+def test_whatever_is_lost_or_doubled_each_change_is_made_once(changes: list[tuple[int, list[str]]]) -> None:
+    async def main() -> None:
+        world = World()
+        fates: list[str] = []
+
+        async def call(method: str, request: bytes) -> bytes:
+            fate = fates.pop(0) if fates else ""
+            if fate == "request lost":
+                raise TimeoutError
+            reply = await world.call(method, request)
+            if fate == "both ways twice":
+                reply = await world.call(method, request)
+            if fate == "answer lost":
+                raise ConnectionResetError
+            return reply
+
+        ledger = await EmbeddedLedger.connect(PAYERS[0], BANK.address, call, clock=lambda: world.now_s)
+        await ledger.open([OPENING])
+        for amount, fate in changes:
+            fates[:] = fate
+            while True:
+                world.now_s += 30
+                try:
+                    await ledger.top_up(KEY, amount)
+                except LedgerUnreachable:
+                    continue
+                break
+        fates.clear()
+        total = sum(amount for amount, _ in changes)
+        assert await ledger.channel(KEY.id) == ChannelState(100 + total, 0)
+        assert await ledger.balance() == 900 - total
+
+    asyncio.run(main())
 
 
 async def test_an_answer_lost_for_longer_than_the_request_lives_is_still_found() -> None:

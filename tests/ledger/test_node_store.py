@@ -89,6 +89,18 @@ def test_closed_channels_are_not_taken_up_but_stay_in_the_totals(tmp_path: Path)
     assert list(restored(file).channels) == [second.id]
 
 
+def test_a_top_up_is_saved_with_the_next_voucher(tmp_path: Path) -> None:
+    file = tmp_path / "node.db"
+    store, earnings = NodeStore(file, HERE, PAYEE), Earnings(DIGESTS, PAYEE)
+    for cumulative, allocated in ((700, 500), (800, 500), (900, 850), (910, 850)):
+        paid(earnings, 0, cumulative, allocated)
+        store.save(earnings, most_at_risk=10**9)
+        assert store.totals().unclaimed == min(cumulative, allocated)
+    store.close()
+    channel = restored(file).channels[key_of().id]
+    assert (channel.best.cumulative, channel.state) == (910, ChannelState(850, 0))
+
+
 def test_what_was_claimed_without_a_known_voucher_is_kept_as_claimed(tmp_path: Path) -> None:
     file = tmp_path / "node.db"
     store, earnings = NodeStore(file, HERE, PAYEE), Earnings(DIGESTS, PAYEE)

@@ -4,12 +4,15 @@ piece that was not delivered, and both go on after a crash."""
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from swarm_ledger.errors import NoChannel
 from swarm_ledger.metering import Work
-from tests.ledger.streams import Stream
+from tests.ledger.histories import START_S
+from tests.ledger.streams import KEY, WINDOW, Stream
 
 pieces: st.SearchStrategy[tuple[Work, int]] = st.one_of(
     st.tuples(st.just("decode"), st.just(1)),
@@ -93,6 +96,28 @@ class StreamHistory(RuleBasedStateMachine):
     @invariant()
     def nobody_loses_more_than_the_window(self) -> None:
         self.stream.check()
+
+
+def test_a_channel_that_is_closed_while_it_is_served_pays_what_was_promised(tmp_path: Path) -> None:
+    stream = Stream(tmp_path)
+    stream.open(lease_s=10, loses_grant=False)
+    for _ in range(100):
+        stream.send(1, "decode", 1)
+        stream.deliver(1, loses_payment=False, repeats_old=False)
+        stream.answer(1)
+    stream.send(1, "decode", 1)
+    stream.bank.request_close(KEY.payer, KEY, START_S)
+    served = stream.served
+    with pytest.raises(NoChannel):
+        stream.deliver(1, loses_payment=False, repeats_old=False)
+    assert stream.served == served
+    promised = stream.earnings.channels[KEY.id].best.cumulative
+    assert served - WINDOW <= promised == stream.signed
+    stream.redeem()
+    stream.bank.finish_close(KEY.payer, KEY, START_S + stream.bank.close_delay_s)
+    assert stream.bank.balance(KEY.payee) == promised
+    assert stream.bank.totals().in_channels == 0
+    stream.close()
 
 
 TestStreamHistory = StreamHistory.TestCase
