@@ -8,6 +8,7 @@ through `LocalProvider`, or over HTTP through `served`.
 import contextlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +29,7 @@ from swarm_ledger.accounts import KEY_BYTES, Account
 RICH: Final = tuple(Account(number.to_bytes(KEY_BYTES, "big")) for number in range(1, 11))  # each has a million coins
 _REVERT_CODE: Final = 3  # as geth's
 _ERROR_CODE: Final = -32000
+_BAD_PARAMETERS: Final = -32602
 _MOST_BODY_BYTES: Final = 1 << 20
 _SHUTDOWN_POLL_S: Final = 0.02
 
@@ -54,8 +56,9 @@ class LocalChain:
     def __init__(self) -> None:
         self.is_mining = True
         self.is_reachable = True
+        self.tells_what_waits = True  # some nodes count only what is mined
         self.least_fee = 0  # what transactions have to offer for one gas to get into a block
-        self.requests: list[str] = []  # methods that were asked for
+        self.requests: Counter[str] = Counter()  # how often each method was asked for
         self._tester = EthereumTester()
         provider = EthereumTesterProvider(self._tester)
         self._ask = combine_middleware(provider._middleware, Web3(provider), provider.make_request)
@@ -68,15 +71,17 @@ class LocalChain:
         return int(self._result("eth_blockNumber", []))
 
     @property
-    def waiting(self) -> int:
-        """How many transactions are in the mempool."""
-        return len(self._waiting)
+    def offers(self) -> list[int]:
+        """What the transactions in the mempool offer for one gas, in the order of senders and nonces."""
+        return [self._waiting[place].max_fee for place in sorted(self._waiting)]
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the response to a JSON-RPC request."""
         response: dict[str, Any] = {"jsonrpc": "2.0", "id": request.get("id")}
         try:
             response["result"] = self._answer(str(request.get("method")), request.get("params") or [])
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
+            response["error"] = {"code": _BAD_PARAMETERS, "message": f"{type(error).__name__}: {error}"}
         except RpcError as error:
             response["error"] = {"code": error.code, "message": str(error)}
         return response
@@ -110,13 +115,13 @@ class LocalChain:
         self._tester.time_travel(now_s + seconds)
 
     def _answer(self, method: str, params: Sequence[Any]) -> Any:
-        self.requests.append(method)
+        self.requests[method] += 1
         if not self.is_reachable:
             raise RpcError("service unavailable")
         if method == "eth_sendRawTransaction":
             return self._accept(bytes.fromhex(params[0].removeprefix("0x")))
         if method == "eth_getTransactionCount" and params[1] == "pending":
-            return hex(self._next_nonce(params[0]))
+            return hex(self._next_nonce(params[0]) if self.tells_what_waits else self._nonce(params[0]))
         if method == "evm_mine":
             self.mine()
             return "0x0"

@@ -13,6 +13,7 @@ from web3.types import RPCEndpoint, RPCResponse
 from swarm_ledger.errors import ContractReverted, InsufficientFunds, LedgerUnreachable, WrongChain
 from swarm_ledger.evm import questions
 from swarm_ledger.evm.endpoints import Endpoint, Endpoints
+from swarm_ledger.evm.sending import Sender
 from swarm_sim.local_chain import LocalChain, LocalProvider, served
 from swarm_sim.virtual_loop import run
 from tests.ledger.evm_world import PAYER, SENDING, new_world
@@ -198,6 +199,24 @@ def test_an_endpoint_that_fails_in_the_middle_of_everything_changes_nothing() ->
             await shaky.deposit(100)
         assert await ledger.balance() == 500
         assert count > 30
+
+    run(main())
+
+
+def test_an_endpoint_that_names_a_nonce_far_away_is_not_believed() -> None:
+    async def main() -> None:
+        class FarProvider(LocalProvider):
+            async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+                if method == "eth_getTransactionCount" and params[1] == "pending":
+                    return {"jsonrpc": "2.0", "id": 1, "result": "0xffffff"}
+                return await super().make_request(method, params)
+
+        chain = LocalChain()
+        endpoints = Endpoints([Endpoint("far", FarProvider(chain))])
+        sender = Sender(endpoints, PAYER, await endpoints.chain_id(), SENDING)
+        with pytest.raises(LedgerUnreachable, match="far: "):
+            await sender.send(questions.Call(PAYER.address))
+        assert chain.requests["eth_sendRawTransaction"] == 0
 
     run(main())
 

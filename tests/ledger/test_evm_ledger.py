@@ -1,22 +1,28 @@
 """The ledger on a chain, on eth-tester's: the same story as everywhere, and what only a chain does."""
 
 import asyncio
+from typing import Any
 
 import pytest
+from web3.types import RPCEndpoint, RPCResponse
 
-from swarm_ledger.accounts import Account
+from swarm_ledger.accounts import NOBODY, Account
 from swarm_ledger.channels import ChannelState
 from swarm_ledger.errors import (
     BadAmount,
+    BadParty,
+    ContractReverted,
     InsufficientFunds,
     NoSuchLedger,
     NothingToClaim,
     WrongChain,
 )
-from swarm_ledger.evm import questions
+from swarm_ledger.evm import contract, questions
+from swarm_ledger.evm.endpoints import Endpoint, Endpoints
 from swarm_ledger.evm.evm_ledger import EvmLedger
+from swarm_ledger.evm.questions import Call
 from swarm_ledger.evm.sending import Sending
-from swarm_sim.local_chain import LocalChain
+from swarm_sim.local_chain import LocalChain, LocalProvider
 from swarm_sim.virtual_loop import run
 from tests.ledger import scenario
 from tests.ledger.evm_world import (
@@ -32,6 +38,7 @@ from tests.ledger.evm_world import (
     key_of,
     new_world,
     opening,
+    sender_of,
 )
 
 
@@ -109,9 +116,13 @@ def test_an_opening_that_a_reorganisation_takes_back_counts_no_more() -> None:
         assert await payee.channel(key_of(1).id) == ChannelState(700, 0)
         assert len(await payee.channels()) == 1
         world.chain.reorganize(1, keeps=False)
-        world.chain.mine(2)
+        world.chain.mine()
         assert await payee.channel(key_of(1).id) is None
         assert await payee.channels() == []
+        world.chain.reorganize(1)
+        await (await world.ledger(PAYER)).open([opening(2, 500)])  # in the block where the other one was
+        assert [entry.key for entry in await payee.channels()] == [key_of(2)]
+        assert [event.amount for event in await payer.history()] == [500, 1000]
 
     run(main())
 
@@ -143,6 +154,61 @@ def test_what_is_refused_costs_nothing() -> None:
             with pytest.raises(BadAmount):
                 await payer.deposit(amount)
         assert await payer.coins() == coins
+
+    run(main())
+
+
+def test_money_goes_neither_to_nobody_nor_to_the_ledger_itself() -> None:
+    async def main() -> None:
+        world = await new_world()
+        payer = await world.ledger(PAYER)
+        await payer.deposit(100)
+        for receiver in (NOBODY, world.contract):
+            with pytest.raises(BadParty):
+                await payer.withdraw(50, receiver)
+        assert await payer.balance() == 100
+
+    run(main())
+
+
+def test_coins_that_do_not_match_what_is_said_are_refused() -> None:
+    async def main() -> None:
+        world = await new_world()
+        sender = await sender_of(world.chain, PAYER)
+        for data, value in (
+            (contract.deposit(5), 4),
+            (contract.deposit(5), 6),
+            (contract.deposit_open(0, [opening(1, 1)]), 1),
+        ):
+            with pytest.raises(ContractReverted, match="value"):
+                await sender.send(Call(world.contract, data, value))
+
+    run(main())
+
+
+def test_events_are_found_where_endpoints_answer_for_few_blocks_at_a_time() -> None:
+    async def main() -> None:
+        world = await new_world()
+        payer = await world.ledger(PAYER)
+        for salt in range(3):
+            await payer.open([opening(salt, 10)], deposit=10)
+            world.chain.mine(60)
+        refused = 0
+
+        class ShortProvider(LocalProvider):
+            async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+                nonlocal refused
+                if method == "eth_getLogs" and int(params[0]["toBlock"], 16) - int(params[0]["fromBlock"], 16) > 70:
+                    refused += 1
+                    return {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "range too large"}}
+                return await super().make_request(method, params)
+
+        short = Endpoints([Endpoint("short", ShortProvider(world.chain))])
+        ledger = await EvmLedger.connect(short, world.contract, PAYER, SENDING)
+        assert len(await ledger.channels()) == 3
+        assert refused > 0
+        world.chain.mine(70)
+        assert len(await ledger.history()) == 6
 
     run(main())
 

@@ -45,7 +45,7 @@ def test_a_transaction_that_pays_too_little_is_replaced_until_it_gets_through_on
         assert receipt.gas_used == 21_000
         assert await given(chain) == 7
         assert sender.waiting == 0
-        assert chain.requests.count("eth_sendRawTransaction") > 3
+        assert chain.requests["eth_sendRawTransaction"] > 3
 
     tell(main())
 
@@ -83,10 +83,10 @@ def test_a_transaction_that_the_mempool_forgot_is_sent_again() -> None:
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(sender.send(gift(7)))
             await asyncio.sleep(1)
-            assert chain.waiting == 1
+            assert len(chain.offers) == 1
             chain.forget()
             await asyncio.sleep(SENDING.stuck_after_s + 10)
-            assert chain.waiting == 1
+            assert len(chain.offers) == 1
             chain.mine(2)
         assert (await sending).block == 1
         assert await given(chain) == 7
@@ -117,15 +117,48 @@ def test_a_transaction_that_a_reorganisation_takes_back_is_sent_again_and_happen
     tell(main())
 
 
-def test_several_in_flight_keep_their_order_of_nonces() -> None:
+@pytest.mark.parametrize("tells", [True, False])
+def test_several_in_flight_keep_their_order_of_nonces(tells: bool) -> None:
     async def main() -> None:
         chain = LocalChain()
+        chain.tells_what_waits = tells
         sender = await new_sender(chain)
         async with blocks(chain):
             receipts = await asyncio.gather(*(sender.send(gift(1 << number)) for number in range(5)))
         assert len({receipt.transaction for receipt in receipts}) == 5
         assert await given(chain) == 31
         assert sender.waiting == 0
+
+    tell(main())
+
+
+def test_only_the_one_that_holds_up_the_others_is_raised() -> None:
+    async def main() -> None:
+        chain = LocalChain()
+        chain.is_mining, chain.least_fee = False, 100 * GWEI
+        sender = await new_sender(chain)
+        async with asyncio.TaskGroup() as group:
+            sending = [group.create_task(sender.send(gift(1))) for _ in range(2)]
+            await asyncio.sleep(3 * SENDING.stuck_after_s)
+            first, second = chain.offers
+            assert first > second
+            for each in sending:
+                each.cancel()
+
+    tell(main())
+
+
+def test_what_another_process_has_sent_is_not_replaced_where_the_node_does_not_tell() -> None:
+    async def main() -> None:
+        chain = LocalChain()
+        chain.is_mining = chain.tells_what_waits = False
+        async with asyncio.TaskGroup() as group:
+            for number in range(3):
+                group.create_task((await new_sender(chain)).send(gift(1 << number)))
+                await asyncio.sleep(1)
+            assert len(chain.offers) == 3
+            chain.mine(2)
+        assert await given(chain) == 7
 
     tell(main())
 

@@ -3,10 +3,12 @@
 import pytest
 
 from swarm_ledger.errors import ContractReverted, InsufficientFunds
+from swarm_ledger.evm import contract
 from swarm_ledger.evm.evm_ledger import EvmLedger
+from swarm_ledger.evm.questions import Call
 from swarm_sim.local_chain import LocalChain
 from swarm_sim.virtual_loop import run
-from tests.ledger.evm_world import PAYEE, PAYER, Token, World, claim, new_world, opening
+from tests.ledger.evm_world import PAYEE, PAYER, Token, World, claim, new_world, opening, sender_of
 
 
 async def world_of(name: str) -> tuple[World, Token, EvmLedger]:
@@ -34,6 +36,8 @@ def test_an_ordinary_token() -> None:
         assert await token.read("allowance", PAYER.address, world.contract) == 0
         with pytest.raises(ContractReverted):
             await payee.deposit(251)
+        with pytest.raises(ContractReverted, match="value"):  # coins in a ledger of tokens would be lost
+            await (await sender_of(world.chain, PAYER)).send(Call(world.contract, contract.deposit(5), 1))
 
     run(main())
 
@@ -104,11 +108,14 @@ def test_a_token_that_calls_back_gets_nowhere(name: str) -> None:
         await token.send("deposit_own", 500)
         await payer.deposit(1000)
         await token.send("aim", world.contract, name)
-        await payer.deposit(1000)
+        await payer.deposit(500)
         assert await token.read("tried")
+        assert not await token.read("succeeded")
+        await payer.open([opening(1, 1)], deposit=500)
+        assert not await token.read("succeeded")
         await payer.withdraw(300, PAYEE.address)
         assert not await token.read("succeeded")
-        assert await payer.balance() == 1700
+        assert await payer.balance() == 1699
         assert await token.of(world.contract) == 2200
 
     run(main())

@@ -7,7 +7,7 @@ whoever asks, through `Endpoints.ask`.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from web3.eth import AsyncEth
 from web3.exceptions import TransactionNotFound, Web3RPCError
@@ -19,7 +19,8 @@ from swarm_ledger.evm.fees import GasPrice
 
 T = TypeVar("T")
 Question = Callable[[AsyncEth], Awaitable[T]]
-Block = int | Literal["latest", "pending"]
+Block = int | Literal["latest"]
+MOST_WAITING: Final = 256  # transactions of one account
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,24 @@ def time_of(block: int) -> Question[int]:
     return question
 
 
-def nonce(account: Address, block: Block) -> Question[int]:
-    """How many transactions an account has sent, those that wait among them if `block` says so."""
+def mined_nonces(account: Address) -> Question[int]:
+    """How many transactions of an account are in blocks."""
 
     async def question(eth: AsyncEth) -> int:
-        return _number(await eth.get_transaction_count(_text(account), block))
+        return _number(await eth.get_transaction_count(_text(account), "latest"))
+
+    return question
+
+
+def next_nonce(account: Address) -> Question[int]:
+    """The first nonce under which nothing is mined or waits. One far away would have to be reached by paying."""
+
+    async def question(eth: AsyncEth) -> int:
+        mined = await mined_nonces(account)(eth)
+        known = _number(await eth.get_transaction_count(_text(account), "pending"))
+        if known > mined + MOST_WAITING:
+            raise ValueError("more waits than one account sends")
+        return max(mined, known)
 
     return question
 

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 ROUNDS_UNTIL_LOST: Final = 3  # without a receipt although the nonce was used: nodes behind one URL may lag
 GAS_SPARE_PARTS: Final = 5  # an estimate is exceeded when the state changes before it runs
 PLAIN_TRANSFER_GAS: Final = 21_000
+MOST_FILLED: Final = 16  # nonces at once: each costs a transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class Sender:
             gas = await self._endpoints.ask(questions.gas(self._account.address, call))
             gas = min(gas + gas // GAS_SPARE_PARTS, self._sending.most_gas)
             await self._check_money(gas * fee.max_fee + call.value)
-            counted = await self._endpoints.ask(questions.nonce(self._account.address, "pending"))
+            counted = await self._endpoints.ask(questions.next_nonce(self._account.address))
             nonce = max(self._next_nonce, counted)
             while True:
                 sent = _Sent(nonce, call, gas, fee)
@@ -213,7 +214,7 @@ class Sender:
         if _now_s() < self._looked_at_s + self._sending.poll_s:
             return
         head = await self._endpoints.ask(questions.head)
-        mined = await self._endpoints.ask(questions.nonce(self._account.address, "latest"))
+        mined = await self._endpoints.ask(questions.mined_nonces(self._account.address))
         if mined != self._front[0]:
             self._front = (mined, _now_s())
         for nonce in sorted(self._sent):
@@ -267,7 +268,7 @@ class Sender:
             return
         logger.warning("nonces %d to %d are missing or stuck: filled with empty transactions", mined, first - 1)
         nothing = Call(self._account.address)
-        for nonce in range(mined, first):
+        for nonce in range(mined, min(first, mined + MOST_FILLED)):
             self._sent[nonce] = _Sent(nonce, nothing, PLAIN_TRANSFER_GAS, fee)
             await self._post(self._sent[nonce])
 
