@@ -60,9 +60,12 @@ class Collector:
 
     async def look(self) -> int:
         """Look once; returns what was redeemed. Raises LedgerError; what was redeemed before that is redeemed."""
+        claims = self._claims()
+        if not claims:
+            return 0
         states = {entry.key.id: entry.state for entry in await self._ledger.channels()}
         candidates = []
-        for claim in self._claims():
+        for claim in claims:
             state = states.get(claim.key.id)
             if state is None:
                 # Closed, or hidden among channels that others have opened to this payee by the thousand.
@@ -70,6 +73,8 @@ class Collector:
             self._observe(claim.key.id, state)
             if state is not None:
                 candidates.append(Candidate(claim, state))
+        if not any(candidate.value for candidate in candidates):
+            return 0
         return await self._redeem(due(candidates, await self._cost(), self._policy))
 
     async def _redeem(self, batches: Sequence[Sequence[Claim]]) -> int:

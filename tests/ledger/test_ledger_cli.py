@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,15 @@ from typer.testing import CliRunner, Result
 
 from swarm_ledger import claims_file, keystore
 from swarm_ledger.__main__ import app
+from swarm_ledger.access import Access
 from swarm_ledger.accounts import Account, address_text, parse_address
 from swarm_ledger.channels import ChannelKey, Claim, Domain, VoucherDigests
 from swarm_ledger.evm.endpoints import Endpoints
 from swarm_ledger.evm.evm_ledger import EvmLedger
+from swarm_ledger.evm.opening import open_evm
 from swarm_ledger.evm.sending import Sending
 from swarm_ledger.keystore import PASSWORD_VARIABLE
-from swarm_ledger.ledger import Opening
+from swarm_ledger.ledger import Ledger, Opening
 from swarm_sim.local_chain import LocalChain, served
 from tests.ledger.evm_world import DELAY_S, PAYEE, PAYER, SIGNER
 
@@ -224,6 +229,34 @@ def test_options_come_from_the_environment_too(ledger: Shell, monkeypatch: pytes
     monkeypatch.setenv("SWARM_LEDGER_KEYSTORE", ledger.key(PAYER))
     result = CliRunner().invoke(app, ["balance", "--json"])
     assert json.loads(result.stdout)["free"] == "0"
+
+
+def test_a_program_with_links_brings_the_way_to_an_embedded_ledger(ledger: Shell) -> None:
+    asked: list[Access] = []
+
+    def opener(access: Access) -> AbstractAsyncContextManager[Ledger]:
+        asked.append(access)
+        return open_evm(replace(access, contract=ledger.contract))
+
+    options = ["--rpc", ledger.url, "--keystore", ledger.key(PAYER), "--json"]
+    result = CliRunner().invoke(app, ["balance", *options], obj={"embedded": opener})
+    assert json.loads(result.stdout)["account"] == address_text(PAYER.address)
+    assert [access.ledger for access in asked] == ["embedded"]
+
+
+def test_what_is_not_installed_is_said() -> None:
+    code = "import sys; sys.modules['web3'] = None; from swarm_ledger.__main__ import main; main()"
+    options = ["balance", "--ledger", "evm", "--rpc", "http://127.0.0.1:9", "--contract", "0x" + "11" * 20, "--json"]
+    ended = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False)
+    found = json.loads(ended.stdout)
+    assert (ended.returncode, found["error"]) == (1, "missing_package")
+    assert "swarm-inference[evm]" in found["remedy"]
+
+
+def test_web3_is_not_imported_before_a_chain_is_used() -> None:
+    code = "import sys, swarm_ledger.commands, swarm_ledger.collector; print([m for m in sys.modules if 'web3' in m])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
 
 
 def test_help_is_there_for_every_command() -> None:

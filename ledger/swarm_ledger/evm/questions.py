@@ -70,11 +70,11 @@ def time_of(block: int) -> Question[int]:
     return question
 
 
-def mined_nonces(account: Address) -> Question[int]:
-    """How many transactions of an account are in blocks."""
+def mined_nonces(account: Address, block: Block = "latest") -> Question[int]:
+    """How many transactions of an account are in blocks, up to this one."""
 
     async def question(eth: AsyncEth) -> int:
-        return _number(await eth.get_transaction_count(_text(account), "latest"))
+        return _number(await eth.get_transaction_count(_text(account), block))
 
     return question
 

@@ -26,6 +26,7 @@ from web3.exceptions import Web3RPCError
 from swarm_ledger.accounts import Account, address_text
 from swarm_ledger.errors import GasTooExpensive, LedgerError, LedgerUnreachable, NoGasMoney, NotConfirmed
 from swarm_ledger.evm import contract, questions
+from swarm_ledger.evm.confirmations import confirmed_block
 from swarm_ledger.evm.endpoints import Endpoints, rpc_error
 from swarm_ledger.evm.fees import GWEI, Fee, GasPrice, first_fee, higher_fee
 from swarm_ledger.evm.questions import Call, Question, Receipt
@@ -238,7 +239,10 @@ class Sender:
                     sent.receipt = found
                 return
         sent.rounds_without += 1
-        sent.is_lost = sent.rounds_without >= ROUNDS_UNTIL_LOST + self._sending.confirmations
+        block = confirmed_block(head, self._sending.confirmations)
+        if sent.rounds_without >= ROUNDS_UNTIL_LOST and block >= 0:
+            final = await self._endpoints.ask(questions.mined_nonces(self._account.address, block))
+            sent.is_lost = final > sent.nonce
 
     async def _push(self, sent: _Sent, *, is_first: bool) -> None:
         """Send what is not mined again: as it was, or with a higher fee where it holds up the others."""
