@@ -4,7 +4,7 @@
 
 On eth-tester's EVM (Prague), each transaction sent and mined as a ledger on a chain sends it; `gas` is its receipt's.
 Gas depends on the zero bytes in what is sent, so accounts and salts are named: keys 1 to 3 of the chain, a session key
-of its own for each channel, salts 0 to 19. A first balance takes 20,000
+of its own for each channel, salts of 8 bytes as clients choose them. A first balance takes 20,000
 gas, which a deposit saves that is all used. Ledgers with a token cost more by what the token's own code takes.
 """
 
@@ -16,7 +16,7 @@ from importlib.metadata import version
 from rich.console import Console
 from rich.table import Table
 
-from swarm_ledger.accounts import Account, Address
+from swarm_ledger.accounts import Account, Address, keccak
 from swarm_ledger.channels import ChannelKey, Claim, Domain, VoucherDigests
 from swarm_ledger.evm import contract
 from swarm_ledger.evm.deploying import deploy
@@ -32,6 +32,7 @@ AMOUNT = 10**15
 DELAY_S = 1000
 SENDING = Sending(confirmations=1, poll_s=0.01)
 PAYER, PAYEE, STRANGER = RICH[:3]
+SALTS = [int.from_bytes(keccak(bytes([number]))[:8], "big") for number in range(CHANNELS)]
 SIGNERS = [Account(bytes([7]) * 31 + bytes([number + 1])) for number in range(CHANNELS)]
 
 
@@ -56,7 +57,7 @@ class Bench:
         return (await sender.send(Call(self._domain.contract, data, value))).gas_used
 
     def key(self, number: int) -> ChannelKey:
-        return ChannelKey(PAYER.address, PAYEE.address, SIGNERS[number].address, number)
+        return ChannelKey(PAYER.address, PAYEE.address, SIGNERS[number].address, SALTS[number])
 
     def claims(self, cumulative: int, count: int = CHANNELS) -> list[Claim]:
         keys = [self.key(number) for number in range(count)]
@@ -67,7 +68,9 @@ class Bench:
 
     async def measure(self) -> list[tuple[str, int, int | None]]:
         """Return each transaction with its gas, and the aim if there is one."""
-        openings = [Opening(PAYEE.address, signer.address, salt, AMOUNT) for salt, signer in enumerate(SIGNERS)]
+        openings = [
+            Opening(PAYEE.address, signer.address, salt, AMOUNT) for salt, signer in zip(SALTS, SIGNERS, strict=True)
+        ]
         total = CHANNELS * AMOUNT
         rows: list[tuple[str, int, int | None]] = []
 
