@@ -189,17 +189,21 @@ def redeem(
     access: Access,
     context: typer.Context,
     vouchers: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="JSON file, - for standard input: a list of {payer, payee, signer, salt, cumulative, signature}."
         ),
-    ],
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", metavar="FILE", help="The vouchers of a node that does not run, in its own folder."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Collect what vouchers are worth; it goes to the payee that each names."""
     from swarm_ledger import commands
 
-    raise typer.Exit(commands.redeem(access, _openers(context), vouchers, as_json=json))
+    raise typer.Exit(commands.redeem(access, _openers(context), vouchers, store, as_json=json))
 
 
 @app.command()

@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from swarm_ledger import claims_file
 from swarm_ledger.access import Access, Openers, OpenLedger
 from swarm_ledger.accounts import Account, Address, address_text, parse_address
 from swarm_ledger.channels import ChannelKey, Claim, Voucher, VoucherDigests
+from swarm_ledger.earning import Earnings
 from swarm_ledger.errors import BadOption, LedgerError, MissingPackage, NoChannel, TooEarly
 from swarm_ledger.ledger import ChannelEntry, Ledger
+from swarm_ledger.node_store import NodeStore, Redemption
 from swarm_ledger.show import (
     CHANNEL_COLUMNS,
     EVENT_COLUMNS,
@@ -145,15 +148,20 @@ def channels(access: Access, openers: Openers, *, as_json: bool) -> int:
     return _with_ledger(run, access, openers, as_json)
 
 
-def redeem(access: Access, openers: Openers, vouchers: str, *, as_json: bool) -> int:
-    """Collect vouchers from a file."""
+def redeem(access: Access, openers: Openers, vouchers: str | None, store: Path | None, *, as_json: bool) -> int:
+    """Collect vouchers from a file, or from a node's store."""
 
     async def run(ledger: Ledger) -> None:
-        claims = claims_file.read(_text("vouchers", vouchers))
-        digests = VoucherDigests(ledger.domain)
-        for claim in claims:  # one that is bad would have the ledger refuse them all
-            digests.check(Voucher(claim.key.id, claim.cumulative, claim.signature), claim.key.signer)
-        paid = await ledger.redeem(claims)
+        if (vouchers is None) == (store is None):
+            raise BadOption("vouchers", "give a file of them, or --store")
+        if store is not None:
+            claims, paid = await _redeem_stored(ledger, store)
+        else:
+            claims = claims_file.read(_text("vouchers", vouchers or ""))
+            digests = VoucherDigests(ledger.domain)
+            for claim in claims:  # one that is bad would have the ledger refuse them all
+                digests.check(Voucher(claim.key.id, claim.cumulative, claim.signature), claim.key.signer)
+            paid = await ledger.redeem(claims)
         found = {**ledger_json(ledger), "vouchers": len(claims), "paid": str(paid)}
         _show(found, f"{ledger.currency.format(paid)} for {_payees(claims)}", as_json)
 
@@ -272,6 +280,30 @@ def _fail(error: LedgerError, as_json: bool) -> int:
         console.print(for_terminal(str(error)), style="red", markup=False, highlight=False, soft_wrap=True)
         console.print(for_terminal(error.remedy()), markup=False, highlight=False, soft_wrap=True)
     return FAILED
+
+
+def _open_store(ledger: Ledger, file: Path) -> NodeStore:
+    if not file.is_file():
+        raise BadOption("--store", f"{file} is no file; a node keeps vouchers-*.sqlite in its folder")
+    return NodeStore(file, ledger.domain, ledger.address)
+
+
+async def _redeem_stored(ledger: Ledger, file: Path) -> tuple[list[Claim], int]:
+    """Redeem what a node has kept, and note that in its store; returns the vouchers and what was paid."""
+    store = _open_store(ledger, file)
+    try:
+        earnings = Earnings(VoucherDigests(ledger.domain), ledger.address)
+        store.restore(earnings)
+        channels = [channel for channel in earnings.channels.values() if channel.best.signature]
+        claims = [Claim(each.key, each.best.cumulative, each.best.signature) for each in channels]
+        paid = await ledger.redeem(claims)
+        for channel in channels:
+            if (state := await ledger.channel(channel.id)) is not None:
+                earnings.learn(channel.key, state)
+        store.record(Redemption(int(time.time()), paid, len(claims)), channels)
+    finally:
+        store.close()
+    return claims, paid
 
 
 async def _coins(ledger: Ledger) -> int | None:

@@ -17,13 +17,15 @@ from swarm_ledger import claims_file, keystore
 from swarm_ledger.__main__ import app
 from swarm_ledger.access import Access
 from swarm_ledger.accounts import Account, address_text, parse_address
-from swarm_ledger.channels import ChannelKey, Claim, Domain, VoucherDigests
+from swarm_ledger.channels import ChannelKey, ChannelState, Claim, Domain, Voucher, VoucherDigests
+from swarm_ledger.earning import Earnings
 from swarm_ledger.evm.endpoints import Endpoints
 from swarm_ledger.evm.evm_ledger import EvmLedger
 from swarm_ledger.evm.opening import open_evm
 from swarm_ledger.evm.sending import Sending
 from swarm_ledger.keystore import PASSWORD_VARIABLE
 from swarm_ledger.ledger import Ledger, Opening
+from swarm_ledger.node_store import NodeStore
 from swarm_sim.local_chain import LocalChain, served
 from tests.ledger.evm_world import DELAY_S, PAYEE, PAYER, SIGNER
 
@@ -59,10 +61,13 @@ class Shell:
         assert result.exit_code == code, result.output
         return json.loads(result.stdout)
 
-    def vouchers(self, salt: int, cumulative: int) -> str:
-        key = ChannelKey(PAYER.address, PAYEE.address, SIGNER.address, salt)
+    @property
+    def domain(self) -> Domain:
         chain_id = int(self.chain.answer({"method": "eth_chainId"})["result"], 16)
-        digests = VoucherDigests(Domain(chain_id, parse_address(self.contract)))
+        return Domain(chain_id, parse_address(self.contract))
+
+    def vouchers(self, salt: int, cumulative: int) -> str:
+        key, digests = ChannelKey(PAYER.address, PAYEE.address, SIGNER.address, salt), VoucherDigests(self.domain)
         return claims_file.write([Claim(key, cumulative, digests.sign(key.id, cumulative, SIGNER).signature)])
 
 
@@ -167,6 +172,8 @@ def test_a_key_file_is_made_and_shown(shell: Shell, tmp_path: Path) -> None:
         (["withdraw", "1", "--to", "0x12"], "bad_option", "--to"),
         (["close", "0x1234"], "no_channel", "no such channel"),
         (["redeem", "/nowhere"], "bad_option", "cannot be read"),
+        (["redeem"], "bad_option", "or --store"),
+        (["redeem", "--store", "/nowhere"], "bad_option", "is no file"),
         (["balance", "--chain-id", "5"], "wrong_chain", "instead of 5"),
         (["balance", "--contract", "0x" + "11" * 20], "no_such_ledger", "no contract"),
         (["balance", "--contract", "pony"], "bad_option", "--contract"),
@@ -186,6 +193,30 @@ def test_what_is_wrong_is_said_with_what_to_do(ledger: Shell, arguments: list[st
     assert found["error"] == error
     assert says in found["message"] + found["remedy"]
     assert found["remedy"]
+
+
+def test_a_node_that_does_not_run_any_more_has_its_store_redeemed(ledger: Shell, tmp_path: Path) -> None:
+    ledger.json("deposit", "1")
+    open_channel(ledger, 1, COIN)
+    file = tmp_path / "vouchers.sqlite"
+    [claim] = claims_file.read(ledger.vouchers(1, COIN // 4))
+    domain = ledger.domain
+    store = NodeStore(file, domain, PAYEE.address)
+    earnings = Earnings(VoucherDigests(domain), PAYEE.address)
+    voucher = Voucher(claim.key.id, claim.cumulative, claim.signature)
+    earnings.unsaved[claim.key.id] = earnings.restore(claim.key, voucher, ChannelState(COIN, 0))
+    store.save(earnings, most_at_risk=0)
+    in_use = ledger.json("redeem", "--store", str(file), account=PAYEE, code=1)
+    assert in_use["error"] == "store_in_use"
+    store.close()
+    found = ledger.json("redeem", "--store", str(file), account=PAYEE)
+    assert (found["vouchers"], found["paid"]) == (1, str(COIN // 4))
+    store = NodeStore(file, domain, PAYEE.address)
+    assert store.totals().redeemed == COIN // 4
+    assert [redemption.amount for redemption in store.redemptions()] == [COIN // 4]
+    store.close()
+    assert ledger.json("redeem", "--store", str(file), account=PAYEE, code=1)["error"] == "nothing_to_claim"
+    assert ledger.json("redeem", "--store", str(file), code=1)["error"] == "broken_store"  # another account's
 
 
 @pytest.mark.parametrize("text", ["pony", "{}", "[1]", "[{}]", '[{"payer": "0x12"}]'])
