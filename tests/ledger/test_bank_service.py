@@ -25,7 +25,7 @@ from swarm_ledger.bank_messages import (
     write_request,
 )
 from swarm_ledger.bank_service import METHODS, BankService
-from swarm_ledger.errors import BankRefused
+from swarm_ledger.errors import BankRefused, BrokenStore
 from swarm_ledger.ledger import Opening
 from swarm_ledger.sections import amount_bytes
 from swarm_ledger.starting_credit import StartingCredit, network_of
@@ -293,3 +293,11 @@ def test_a_payee_redeems_what_its_payer_never_asked_for() -> None:
     assert counter.ask("redeem", body, STRANGER) == "ok"  # permissionless: it pays nobody else
     assert counter.bank.balance(PAYEES[0].address) == 60
     assert counter.ask("redeem", body, STRANGER) == "refused"
+
+
+def test_a_bank_whose_file_fails_says_nothing_was_done_by_saying_nothing() -> None:
+    counter = Counter()
+    data = counter.request("withdraw", WITHDRAW)
+    counter.bank.close()
+    with pytest.raises(BrokenStore):
+        counter.service.handle("withdraw", data, origin=HOME, now_s=START_S)
