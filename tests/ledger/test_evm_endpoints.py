@@ -72,7 +72,7 @@ def revert(text: str = "funds") -> str:
 
 FAILURES: list[tuple[Any, str]] = [
     (OSError("gone"), "cannot be read"),
-    (HANGS, "no answer within 15 s"),
+    (HANGS, "no answer within 10 s"),
     ("pony", "cannot be read"),
     ({}, "cannot be read"),
     ({"jsonrpc": "2.0", "id": 1, "error": {"code": -32005, "message": "limit exceeded"}}, "it says: limit exceeded"),
@@ -102,6 +102,16 @@ def test_where_all_fail_each_ones_reason_is_told(found: Any, reason: str) -> Non
             await endpoints.ask(questions.head)
         assert reason in raised.value.reason
         assert "endpoint1: " in raised.value.reason
+
+    run(main())
+
+
+def test_a_single_endpoint_is_asked_again_after_a_moment() -> None:
+    async def main() -> None:
+        answers = iter([OSError(), hex(CHAIN_ID), "0x10", "pony", hex(CHAIN_ID), "0x11"])
+        endpoints, _ = both(lambda method, params: next(answers))
+        assert await endpoints.ask(questions.head) == 16
+        assert await endpoints.ask(questions.head) == 17
 
     run(main())
 
@@ -241,7 +251,9 @@ def test_no_url_is_ever_shown_because_it_may_hold_a_key() -> None:
         assert secret not in said
 
 
-@pytest.mark.parametrize("url", ["", "pony", "ftp://somewhere", "https://"])
+@pytest.mark.parametrize(
+    "url", ["", "pony", "ftp://somewhere", "https://", "http://host:port", "http://[1", "https://h:99999"]
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(LedgerUnreachable, match="not a URL"):
         Endpoints.of_urls([url])

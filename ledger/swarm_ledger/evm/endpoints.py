@@ -20,7 +20,8 @@ from swarm_ledger.errors import LedgerError, LedgerUnreachable, WrongChain
 from swarm_ledger.evm import contract, questions
 from swarm_ledger.evm.questions import Question
 
-REQUEST_TIMEOUT_S = 15.0
+REQUEST_TIMEOUT_S = 10.0
+PAUSE_S = 0.5
 MOST_REASON_CHARS = 160
 
 T = TypeVar("T")
@@ -39,13 +40,16 @@ class Endpoint:
     @classmethod
     def of_url(cls, url: str) -> "Endpoint":
         """Return the endpoint at an HTTP URL. Raises LedgerUnreachable for what is none."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LedgerUnreachable(where=parts.hostname or "--rpc", reason="not a URL of the form https://HOST[:PORT]")
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https"):
+            raise LedgerUnreachable(where=host or "--rpc", reason="not a URL of the form https://HOST[:PORT]")
         provider = AsyncHTTPProvider(url, exception_retry_configuration=None)
         provider.global_ccip_read_enabled = False  # or a contract could have us fetch pages of its choice
-        port = f":{parts.port}" if parts.port else ""
-        return cls(f"{parts.hostname}{port}", provider)
+        return cls(host if port is None else f"{host}:{port}", provider)
 
 
 class Endpoints:
@@ -75,11 +79,18 @@ class Endpoints:
         return self._chain_id
 
     async def ask(self, question: Question[T]) -> T:
-        """Return the first answer.
+        """Return the first answer; where there is none, ask all of them once more.
 
         Raises LedgerUnreachable when no endpoint gives one, WrongChain when they all serve another chain, and what a
         revert stands for: Refused, or ContractReverted.
         """
+        try:
+            return await self._ask_each(question)
+        except LedgerUnreachable:  # behind one URL are often many nodes, of which one lags or is busy
+            await asyncio.sleep(PAUSE_S)
+            return await self._ask_each(question)
+
+    async def _ask_each(self, question: Question[T]) -> T:
         failures: list[str] = []
         wrong: list[WrongChain] = []
         for endpoint in tuple(self._endpoints):
