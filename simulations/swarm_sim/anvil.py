@@ -46,7 +46,17 @@ def fetch() -> Path | None:
     ):
         if find() is None:
             subprocess.run(  # noqa: S603
-                [npm, "install", "--prefix", str(_cache()), "--no-audit", "--no-fund", "--ignore-scripts", PACKAGE],
+                [
+                    npm,
+                    "install",
+                    "--prefix",
+                    str(_cache()),
+                    "--no-audit",
+                    "--no-fund",
+                    "--ignore-scripts",
+                    "--fetch-retries=0",
+                    PACKAGE,
+                ],
                 check=True,
                 capture_output=True,
                 timeout=INSTALL_TIMEOUT_S,
