@@ -5,6 +5,7 @@ quick. Bootstrap addresses also come from SWARM_BOOTSTRAP (separated by commas),
 """
 
 import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -88,6 +89,44 @@ Regex = Annotated[str | None, typer.Option("--regex", help="The answer matches t
 GrammarFile = Annotated[
     str | None, typer.Option("--grammar", metavar="FILE", help="The answer matches this grammar (EBNF, rule `root`).")
 ]
+Budget = Annotated[
+    str | None, typer.Option("--budget", metavar="AMOUNT", help="At most so much of the nodes' currency for an answer.")
+]
+MaxPrice = Annotated[
+    str | None,
+    typer.Option("--max-price", metavar="AMOUNT", help="Of the nodes' currency, for a million tokens; 0: free nodes."),
+]
+WalletFolder = Annotated[
+    str | None,
+    typer.Option(
+        "--wallet", envvar="SWARM_WALLET", metavar="DIR|none", help="The account that pays; none: free nodes alone."
+    ),
+]
+DailyBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--daily-budget", envvar="SWARM_DAILY_BUDGET", metavar="AMOUNT", help="At most so much a day, for all answers."
+    ),
+]
+
+RpcUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rpc", metavar="URL", help="An endpoint of the chain that nodes are paid on [env: SWARM_LEDGER_RPC]."
+    ),
+]
+Keystore = Annotated[
+    Path | None,
+    typer.Option(
+        "--keystore", metavar="FILE", envvar="SWARM_LEDGER_KEYSTORE", help="The encrypted key that pays on a chain."
+    ),
+]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--password-file", metavar="FILE", help="Of the keystore; else SWARM_LEDGER_PASSWORD, else it is asked for."
+    ),
+]
 
 
 @app.callback()
@@ -117,6 +156,13 @@ def generate(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     grammar: GrammarFile = None,
+    budget: Budget = None,
+    max_price: MaxPrice = None,
+    wallet: WalletFolder = None,
+    daily_budget: DailyBudget = None,
+    rpc: RpcUrls = None,
+    keystore: Keystore = None,
+    password_file: PasswordFile = None,
     samples: Annotated[
         int, typer.Option("-n", "--n", help="So many answers at once, with the seeds --seed and those behind it.")
     ] = 1,
@@ -149,9 +195,12 @@ def generate(
                 "frequency_penalty": frequency_penalty,
                 "presence_penalty": presence_penalty,
                 "regex": regex,
+                "budget": budget,
+                "max_price": max_price,
                 "logprobs": logprobs if top_logprobs is None else top_logprobs,
             },
             constraints=commands.Constraints(logit_bias or [], json_schema, grammar),
+            purse=commands.Purse(wallet, daily_budget, _urls(rpc), keystore, password_file),
             samples=samples,
             as_json=json,
         )
@@ -179,6 +228,13 @@ def chat(
     json_schema: JsonSchema = None,
     regex: Regex = None,
     grammar: GrammarFile = None,
+    budget: Budget = None,
+    max_price: MaxPrice = None,
+    wallet: WalletFolder = None,
+    daily_budget: DailyBudget = None,
+    rpc: RpcUrls = None,
+    keystore: Keystore = None,
+    password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
     """Talk with a model. Ctrl-C stops an answer, Ctrl-D ends."""
@@ -203,8 +259,11 @@ def chat(
                 "frequency_penalty": frequency_penalty,
                 "presence_penalty": presence_penalty,
                 "regex": regex,
+                "budget": budget,
+                "max_price": max_price,
             },
             constraints=commands.Constraints(logit_bias or [], json_schema, grammar),
+            purse=commands.Purse(wallet, daily_budget, _urls(rpc), keystore, password_file),
             as_json=json,
         )
     )
@@ -235,6 +294,10 @@ def _addresses(given: list[str] | None) -> list[str]:
     if given:
         return given
     return [address for text in os.environ.get("SWARM_BOOTSTRAP", "").split(",") if (address := text.strip())]
+
+
+def _urls(given: list[str] | None) -> list[str]:
+    return given or [url for text in os.environ.get("SWARM_LEDGER_RPC", "").split(",") if (url := text.strip())]
 
 
 def main() -> None:

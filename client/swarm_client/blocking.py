@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar, Unpack, overload
 from swarm_client.deadlines import Patience
 from swarm_client.errors import ModelClosed
 from swarm_client.model import AsyncRemoteModel
+from swarm_client.money import WalletOptions
 from swarm_client.parameters import Arguments
 from swarm_client.prompts import Prompt, Prompts
 from swarm_client.results import Generation, Token
@@ -51,11 +52,19 @@ class RemoteModel:
         *,
         cache_dir: Path | None = None,
         patience: Patience | None = None,
+        wallet: WalletOptions | Path | str | None = None,
     ) -> Self:
         """Find a model in the swarm; arguments and errors as in `AsyncRemoteModel.connect`."""
         loop = _LoopThread()
         try:
-            return cls(loop, AsyncRemoteModel.connect(model, bootstrap, cache_dir=cache_dir, patience=patience))
+            opened = AsyncRemoteModel.connect(
+                model,
+                bootstrap,
+                cache_dir=cache_dir,
+                patience=patience,
+                wallet=wallet,
+            )
+            return cls(loop, opened)
         except BaseException:
             loop.stop()
             raise

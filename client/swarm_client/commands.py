@@ -18,9 +18,11 @@ from rich.table import Table
 
 from swarm_client.blocking import RemoteModel
 from swarm_client.errors import ClientError, InvalidParameter, NoBootstrap
-from swarm_client.parameters import Arguments
+from swarm_client.money import WalletOptions
+from swarm_client.parameters import Arguments, read_money
 from swarm_client.results import Generation
 from swarm_client.show import (
+    Failed,
     error_json,
     for_terminal,
     generation_json,
@@ -29,6 +31,7 @@ from swarm_client.show import (
     summary_line,
 )
 from swarm_client.world import real_world
+from swarm_ledger.errors import LedgerError
 from swarm_net.directory import RemoteDirectory
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import NetError
@@ -56,6 +59,31 @@ class Constraints:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Purse:
+    """What an answer is paid from."""
+
+    wallet: str | None
+    daily_budget: str | None
+    rpc: list[str]
+    keystore: Path | None
+    password_file: Path | None
+
+    def connect(self, model: str, bootstrap: list[str]) -> RemoteModel:
+        """Find a model, to be paid for from here. Raises InvalidParameter."""
+        daily = read_money("daily_budget", self.daily_budget)
+        if self.wallet == "none":
+            return RemoteModel.connect(model, bootstrap, wallet="none")
+        options = WalletOptions(
+            folder=Path(self.wallet) if self.wallet else None,
+            daily_budget=daily,
+            rpc=tuple(self.rpc),
+            keystore=self.keystore,
+            password_file=self.password_file,
+        )
+        return RemoteModel.connect(model, bootstrap, wallet=options)
+
+
 def generate(
     model: str,
     bootstrap: list[str],
@@ -64,6 +92,7 @@ def generate(
     arguments: Arguments,
     *,
     constraints: Constraints,
+    purse: Purse,
     samples: int,
     as_json: bool,
 ) -> int:
@@ -72,7 +101,7 @@ def generate(
     def run() -> None:
         given = _prompt(prompt, ids)
         asked: Arguments = {**arguments, **constraints.read()}
-        with RemoteModel.connect(model, bootstrap) as remote:
+        with purse.connect(model, bootstrap) as remote:
             if samples != 1:
                 _show_samples(remote.samples(given, samples, **asked), as_json)
                 return
@@ -93,6 +122,7 @@ def chat(
     arguments: Arguments,
     *,
     constraints: Constraints,
+    purse: Purse,
     as_json: bool,
 ) -> int:
     """Talk: each line is a message, the history goes along. With JSON, each answer is one line."""
@@ -100,7 +130,7 @@ def chat(
     def run() -> None:
         asked: Arguments = {**arguments, **constraints.read()}
         messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-        with RemoteModel.connect(model, bootstrap) as remote:
+        with purse.connect(model, bootstrap) as remote:
             while (line := _line(as_json)) is not None:
                 if not line.strip():
                     continue
@@ -168,7 +198,7 @@ def _guarded(run: Callable[[], None], as_json: bool) -> int:
     logging.basicConfig(level=logging.ERROR)  # routes given up stand in the result
     try:
         run()
-    except (ClientError, NetError) as error:
+    except (ClientError, NetError, LedgerError) as error:
         if as_json:
             _print_json(error_json(error))
         else:
@@ -253,7 +283,7 @@ def _answer(remote: RemoteModel, messages: Sequence[dict[str, str]], arguments: 
     except KeyboardInterrupt:
         sys.stdout.write("\n")
         return None
-    except (ClientError, NetError) as error:
+    except (ClientError, NetError, LedgerError) as error:
         if as_json:
             _print_json(error_json(error))
         else:
@@ -294,7 +324,7 @@ def _print_table(table: Table) -> None:
     Console(width=width).print(table, markup=False)
 
 
-def _say_error(error: ClientError | NetError) -> None:
+def _say_error(error: Failed) -> None:
     console = _to_people()
     console.print(for_terminal(str(error)), style="red", markup=False, highlight=False, soft_wrap=True)
     console.print(for_terminal(error.remedy()), markup=False, highlight=False, soft_wrap=True)

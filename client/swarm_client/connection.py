@@ -7,12 +7,15 @@ Owns the choice of a route from the snapshot with the failed peers left out. Bui
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 from swarm_client.codec_choice import CodecChoice
 from swarm_client.deadlines import Patience
 from swarm_client.dispatch import Dispatcher
 from swarm_client.errors import NotOffered
 from swarm_client.failover import Avoided
+from swarm_client.prices import is_affordable
+from swarm_client.wallet import Wallet
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import NoRoute
 from swarm_net.links import Clock, PeerId
@@ -32,10 +35,14 @@ class Needs:
     max_tokens: int  # room for so many
     codec: CodecChoice = "raw"
     grammar: bool = False
+    max_price: Decimal | None = None  # for a million tokens through the whole model, in the nodes' currency
+    pays: bool = True  # whether nodes that ask for money will do
 
     def met_by(self, record: Record) -> bool:
         """Whether a node may stand in the route at all."""
-        return self.codec != "int8" or "int8" in record.codecs
+        if self.codec == "int8" and "int8" not in record.codecs:
+            return False
+        return is_affordable(record, self.max_price if self.pays else Decimal(0))
 
     def met_at_end_by(self, record: Record) -> bool:
         """Whether a node may be the last hop, which draws the tokens."""
@@ -48,6 +55,10 @@ class Needs:
 
     def __str__(self) -> str:
         wanted = ["structured output"] * self.grammar + [f"the codec {self.codec}"] * (self.codec == "int8")
+        if not self.pays:
+            wanted.append("work for nothing: this client has no wallet")
+        elif self.max_price is not None:
+            wanted.append(f"a price of at most {self.max_price} for a million tokens")
         return " and ".join(wanted)
 
 
@@ -64,6 +75,7 @@ class Connection:
     entropy: Callable[[int], bytes]
     rng: random.Random
     patience: Patience
+    wallet: Wallet | None = None  # None: only free nodes are used
     cache_salt: bytes = b""  # whoever does not know it cannot name this client's prompts to a hop
     avoided: Avoided = field(default_factory=Avoided)
     is_closed: bool = False

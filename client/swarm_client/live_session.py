@@ -5,6 +5,7 @@ handler of the result before it, so that no task has to wake up between a token'
 holds a fast route back when the caller reads slowly: what piles up is bounded by the tokens that were asked for.
 
     open()      dial both ends, send Open, wait for Opened
+    prefill(ids)  send what is known: in one step, or piece by piece where hops are paid for each
     feed(ids)   send a step; its answer goes to `on_answer`, which feeds the next one or closes the session
     progress()  wait until an answer came, or raise what ended the session
     close()     tell the hops, give the links back; at once, also after an error
@@ -19,14 +20,26 @@ from collections.abc import Callable, Sequence
 from swarm_client.deadlines import Patience, opening_deadline_s, result_deadline_s
 from swarm_client.dispatch import Dispatcher
 from swarm_client.errors import BadResult, first_of
+from swarm_client.payment import LEASE_S, PIECES_IN_FLIGHT, SessionPayment
+from swarm_client.results import HopReceipt
 from swarm_client.session import Answer, Session
+from swarm_ledger.errors import LedgerError
+from swarm_ledger.metering import Work
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import LinkLost, NetError
 from swarm_net.links import Clock, Link
-from swarm_net.messages import Cancel, Failure, HopSpec, Open, Opened, Refuse, Result, SamplingSpec
+from swarm_net.messages import Cancel, Credit, Failure, HopSpec, Open, Opened, Refuse, Result, SamplingSpec
 from swarm_net.prefixes import PREFIX_CHUNK_TOKENS
 from swarm_net.routing import Route
-from swarm_net.session_errors import HopLost, HopSilent, HopUnreachable, SessionError, from_failure
+from swarm_net.session_errors import (
+    HopLost,
+    HopSilent,
+    HopUnreachable,
+    PaymentDue,
+    PaymentRefused,
+    SessionError,
+    from_failure,
+)
 
 OnAnswer = Callable[[Answer, int], None]  # with the way back in microseconds
 
@@ -44,6 +57,7 @@ class LiveSession:
         clock: Clock,
         patience: Patience,
         on_answer: OnAnswer,
+        payment: SessionPayment | None = None,
     ) -> None:
         self.id = session.id
         self.route = route
@@ -54,6 +68,11 @@ class LiveSession:
         self._clock = clock
         self._patience = patience
         self._on_answer = on_answer
+        self._payment = payment
+        self._asked_again: set[tuple[int | None, str]] = set()  # which hop, when it had earned how much
+        self._paying: set[asyncio.Task[None]] = set()
+        self._prompt: Sequence[int] = ()  # what is left of it to send
+        self.receipts: tuple[HopReceipt, ...] = ()  # once it is closed
         self._loop = asyncio.get_running_loop()
         self._first: Link | None = None
         self._last: Link | None = None
@@ -62,10 +81,11 @@ class LiveSession:
         self.cached_tokens = 0  # of the prompt, that every hop has
         self._was_sent = False  # from then on hops may hold something for us
         self._closed = False
-        self._error: Exception | None = None
+        self._error: SessionError | BadResult | LedgerError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._due_s: float | None = None  # when the answer that is waited for is late
         self._waited_from_s = 0.0
+        self._last_deadline_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     # -- opening
@@ -85,8 +105,9 @@ class LiveSession:
                 end=hop.end,
                 addresses=hop.record.addresses,
                 dtype=hop.record.dtype,
+                sealed=self._payment.opening(place) if self._payment is not None else b"",
             )
-            for hop in self.route.hops
+            for place, hop in enumerate(self.route.hops)
         )
         opening = Open(
             session=self.id,
@@ -101,6 +122,7 @@ class LiveSession:
             prefix=prefix,
             must=sampling.critical,
             deadline_ms=int(deadline_s * 1000),
+            lease_s=LEASE_S if self._payment is not None else 0,
         )
         self._prefix_tokens = len(prefix) * PREFIX_CHUNK_TOKENS
         self._was_sent = True
@@ -138,20 +160,49 @@ class LiveSession:
 
     # -- steps
 
+    def prefill(self, token_ids: Sequence[int]) -> None:
+        """Send what is known so far; an error comes out of `progress`."""
+        self._prompt = token_ids
+        for _ in range(PIECES_IN_FLIGHT):
+            self._send_piece()
+
+    def _send_piece(self) -> None:
+        """Send the next piece of the prompt, if there is one."""
+        tokens = len(self._prompt)
+        if not tokens:
+            return
+        kind: Work = "prefill"
+        if self._payment is not None:
+            kind, tokens = self._payment.prefill, self._payment.piece(self._session.tail, tokens)
+        piece, self._prompt = self._prompt[:tokens], self._prompt[tokens:]
+        self._send(piece, (), kind, draw=not self._prompt)
+
     def feed(self, token_ids: Sequence[int], drafts: Sequence[int] = ()) -> None:
-        """Send a step for these tokens, and guesses behind them; an error comes out of `progress`."""
+        """Send a step for this token, and guesses behind it; an error comes out of `progress`."""
+        self._send(token_ids, drafts, "decode", draw=True)
+
+    def _send(self, token_ids: Sequence[int], drafts: Sequence[int], kind: Work, *, draw: bool) -> None:
         if self._closed or self._error is not None:
             return  # somebody thought about guesses for so long
         link = self._first
         assert link is not None
+        sealed, draws = b"", 1 + len(drafts) if draw else 0
+        if self._payment is not None:
+            try:
+                work: Work = "verify" if drafts else kind
+                sealed = self._payment.send(work, self._session.tail, len(token_ids) + len(drafts), draws)
+            except LedgerError as error:
+                self._fail(error)
+                return
         sent_ns = self._clock.wall_ns() + link.clock_offset_ns
         waited_from_s = self._waited_from_s
-        self._expect_within(result_deadline_s(self.route.hops, len(token_ids) + len(drafts), self._patience))
+        self._last_deadline_s = result_deadline_s(self.route.hops, len(token_ids) + len(drafts), self._patience)
+        self._expect_within(self._last_deadline_s)
         try:
-            link.send(*self._session.step(token_ids, sent_ns, drafts))
+            link.send(*self._session.step(token_ids, sent_ns, drafts, kind=kind, draw=draw, sealed=sealed))
         except NetError as error:
             self._fail(_not_sent(link, error))
-        if len(token_ids) == 1:
+        if kind == "decode":
             link.expect_send(self._waited_from_s - waited_from_s)  # as long as the last token took
 
     async def progress(self) -> None:
@@ -174,11 +225,16 @@ class LiveSession:
         if self._timer is not None:
             self._timer.cancel()
         if self._first is not None and self._was_sent:
+            with contextlib.suppress(NetError, LedgerError):
+                if self._payment is not None and (credit := self._payment.credit(self.id)) is not None:
+                    self._first.send(credit)
             with contextlib.suppress(NetError):
                 self._first.send(Cancel(session=self.id, reason=reason))
         for link in (self._first, self._last):
             if link is not None:
                 link.keep_warm(-1)
+        if self._payment is not None:
+            self.receipts = self._payment.close()
 
     # -- called by the dispatcher
 
@@ -190,6 +246,11 @@ class LiveSession:
             cached = min((grant.cached_tokens for grant in message.grants), default=0)
             self.cached_tokens = min(cached, self._prefix_tokens) if len(message.grants) == len(self.route.hops) else 0
             self._session.start_at(self.cached_tokens)
+            if self._payment is not None:
+                try:
+                    self._payment.granted(message.grants, self.cached_tokens)
+                except (BadResult, LedgerError) as error:
+                    self._fail(error)
             self._wake()
 
     def on_refuse(self, link: Link, message: Refuse) -> None:
@@ -198,8 +259,37 @@ class LiveSession:
             self._fail(from_failure(message.failure).at(0, link.peer))
 
     def on_failure(self, link: Link, message: Failure) -> None:
-        if link is self._first:
-            self._fail(from_failure(message).at(0, link.peer))
+        if link is not self._first:
+            return
+        error = from_failure(message).at(0, link.peer)
+        if isinstance(error, PaymentDue) and self._payment is not None and not self._closed:
+            self._pay_again(error)
+        else:
+            self._fail(error)
+
+    def _pay_again(self, due: PaymentDue) -> None:
+        """A voucher did not arrive: send it straight to the hop that asks, past whoever has kept it."""
+        assert self._payment is not None
+        asked = (due.hop, due.earned)
+        if due.hop is None or not 0 <= due.hop < len(self.route.hops) or asked in self._asked_again:
+            self._fail(PaymentRefused(due.text(), "Unpaid", due.remedy()).at(due.hop or 0, due.peer))
+            return
+        self._asked_again.add(asked)
+        try:
+            credit = self._payment.answer(self.id, due.hop, due.needed)
+        except LedgerError as error:
+            self._fail(error)
+            return
+        if credit is not None:
+            task = self._loop.create_task(self._send_to(due.hop, credit))
+            self._paying.add(task)
+            task.add_done_callback(self._paying.discard)
+
+    async def _send_to(self, place: int, credit: Credit) -> None:
+        try:
+            (await self._dial(place)).send(credit)
+        except (SessionError, NetError):
+            self._fail(PaymentRefused("a voucher could not be brought to the hop", "Unreachable", "try another route"))
 
     def on_lost(self, link: Link, reason: NetError) -> None:
         if link is self._first or link is self._last:
@@ -215,6 +305,12 @@ class LiveSession:
             self._fail(error)
             return
         if answer is None:
+            return
+        if self._payment is not None:
+            self._payment.answered()
+        if not answer.drawn:
+            self._expect_within(self._last_deadline_s)
+            self._send_piece()
             return
         offset_ns = link.clock_offset_ns
         # The clocks' offset is known to a fraction of a round trip: a short way may seem to take less than nothing.
@@ -247,7 +343,7 @@ class LiveSession:
         else:
             self._timer = self._loop.call_at(self._due_s, self._look)
 
-    def _fail(self, error: SessionError | BadResult) -> None:
+    def _fail(self, error: SessionError | BadResult | LedgerError) -> None:
         if self._error is None:
             self._error = error
             self._wake()

@@ -30,6 +30,7 @@ from swarm_client.errors import (
 )
 from swarm_client.local_model import local_directory, revision_of
 from swarm_client.model_files import ModelFiles, default_cache_dir, load_model_files
+from swarm_client.money import WalletOptions, wallet_of
 from swarm_client.ngram import NGramDrafter
 from swarm_client.parameters import Arguments, Asked, Parameters, resolve, resolve_samples
 from swarm_client.prompts import IdsPrompt, OnePrompt, Prompt, Prompts, TextPrompt, read_prompt, read_prompts
@@ -62,6 +63,7 @@ class AsyncRemoteModel:
         cache_dir: Path | None = None,
         patience: Patience | None = None,
         cache_salt: bytes | None = None,
+        wallet: WalletOptions | Path | str | None = None,
         world: World | None = None,
     ) -> AsyncGenerator[Self, None]:
         """Find a model in the swarm and keep in touch with its nodes until the `async with` block ends.
@@ -74,6 +76,8 @@ class AsyncRemoteModel:
             patience: how long a route may be silent.
             cache_salt: what hops find the beginnings of this client's prompts by, at most 64 bytes; by default a new
                 secret each time. Clients with one salt share them on nodes whose operators let everyone share.
+            wallet: what nodes are paid from: `WalletOptions`, or a folder; by default this user's. "none": only nodes
+                that work for nothing are used.
             world: transport, clock and randomness of a simulation.
 
         Raises NoBootstrap, NoSuchModel, AmbiguousModel, BadModelDirectory, and the NetError of an address that does
@@ -82,6 +86,7 @@ class AsyncRemoteModel:
         addresses = [bootstrap] if isinstance(bootstrap, str) else list(bootstrap)
         if not addresses:
             raise NoBootstrap
+        options = None if wallet == "none" or (wallet is None and world is not None) else _options(wallet)
         world = world or real_world()
         async with AsyncExitStack() as stack:
             endpoint = Endpoint(peer=world.peer, transport=world.transport, clock=world.clock)
@@ -93,6 +98,7 @@ class AsyncRemoteModel:
             stack.push_async_callback(snapshot.close)
             await snapshot.connect()
             files = await load_model_files(snapshot, cache_dir or default_cache_dir(), local_dir)
+            own_wallet = wallet_of(options, endpoint, world, stack) if options else world.wallet(endpoint, stack)
             connection = Connection(
                 model=snapshot.model,
                 manifest=snapshot.manifest,
@@ -103,6 +109,7 @@ class AsyncRemoteModel:
                 entropy=world.entropy,
                 rng=world.rng,
                 patience=patience or Patience(),
+                wallet=own_wallet,
                 cache_salt=world.entropy(16) if cache_salt is None else cache_salt,
             )
             remote = cls(connection, files)
@@ -224,6 +231,10 @@ class AsyncRemoteModel:
             raise NoChatTemplate(str(self.model))
         # The template writes the special tokens itself.
         return tokenizer.encode(template.render(prompt.messages), special_tokens=False)
+
+
+def _options(wallet: WalletOptions | Path | str | None) -> WalletOptions:
+    return wallet if isinstance(wallet, WalletOptions) else WalletOptions(folder=Path(wallet) if wallet else None)
 
 
 async def _together(streams: Sequence[TokenStream]) -> list[Generation]:

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, get_args
 
@@ -66,6 +67,8 @@ class Arguments(TypedDict, total=False):
     json_schema: str | Mapping[str, Any] | None  # the answer is JSON under this schema
     regex: str | None  # the answer matches this expression as a whole
     grammar: str | None  # the answer matches this grammar in xgrammar's EBNF, from its rule `root` on
+    budget: str | float | None  # at most so much of the nodes' currency for this generation
+    max_price: str | float | None  # of the nodes' currency, for a million tokens through the whole model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,8 @@ class Asked:
     json_schema: str | Mapping[str, Any] | None = None
     regex: str | None = None
     grammar: str | None = None
+    budget: str | float | None = None
+    max_price: str | float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ class Parameters:
     sampling: SamplingSpec
     codec: CodecChoice
     draft: str | Drafter | None = None  # "ngram", or a checkpoint's directory or id
+    budget: Decimal | None = None
+    max_price: Decimal | None = None
 
 
 def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], bytes]) -> Parameters:
@@ -165,7 +172,21 @@ def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], b
         ),
         codec=codec,
         draft=_read_draft(asked.draft),
+        budget=read_money("budget", asked.budget),
+        max_price=read_money("max_price", asked.max_price),
     )
+
+
+def read_money(name: str, value: str | float | None) -> Decimal | None:
+    if value is None:
+        return None
+    try:
+        amount = Decimal(str(value))
+    except InvalidOperation as error:
+        raise InvalidParameter(name, value, "an amount, 0 or more") from error
+    if not amount.is_finite() or amount < 0:
+        raise InvalidParameter(name, value, "an amount, 0 or more")
+    return amount
 
 
 def _read_draft(draft: str | Path | Drafter | None) -> str | Drafter | None:

@@ -85,6 +85,40 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
+class HopReceipt:
+    """What one hop was paid for in one session; `paid` and `price_per_hour` count the currency's smallest unit.
+
+    `units` are tokens in a block, but for `embedding`, `head` and `logprobs` (tokens) and `kv` (pages and seconds).
+    """
+
+    peer: str
+    start: int
+    end: int
+    units: dict[str, int]
+    rated_ms: float
+    price_per_hour: int
+    paid: int
+    currency: str
+    decimals: int
+    channel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a generation cost: every hop of every route, those that failed among them; `paid` by currency."""
+
+    hops: tuple[HopReceipt, ...]
+
+    @property
+    def paid(self) -> dict[str, int]:
+        """What was paid in all, in the smallest unit of each currency."""
+        totals: dict[str, int] = {}
+        for hop in self.hops:
+            totals[hop.currency] = totals.get(hop.currency, 0) + hop.paid
+        return totals
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """A finished generation; `token_ids` are the new ones, an end-of-sequence id among them."""
 
@@ -102,3 +136,4 @@ class Generation:
     logprobs: list[float] | None = None
     top_logprobs: list[tuple[TopLogprob, ...]] | None = None
     drafts: Drafted | None = None  # where drafts were asked for
+    receipt: Receipt = Receipt(())  # without hops where all was free

@@ -1,11 +1,13 @@
 """One session's conversation with its route, as values: which step is next, which result answers it; pure.
 
-Owns frame numbers, positions, the ids of guesses, and the check of what the last hop answers. It sends nothing and
-keeps no time: `live_session.py` does. A session is never repaired: after a failure a new one, with a new id, takes all
+Owns frame numbers, positions, the ids of guesses, and the check of what the last hop answers. A prompt may go in
+pieces, of which only the last is drawn behind; the others are acknowledged. It sends nothing and keeps no time:
+`live_session.py` does. A session is never repaired: after a failure a new one, with a new id, takes all
 ids known by then, and since tokens are drawn by seed and position, it continues as the old one would have.
 """
 
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
@@ -13,7 +15,7 @@ from sys import byteorder
 
 from swarm_client.errors import BadResult
 from swarm_client.results import TopLogprob
-from swarm_net.messages import Candidate, Result, Step, Trail
+from swarm_net.messages import Candidate, Result, Step, StepKind, Trail
 
 _LOGPROB_SLACK = 1e-3  # a log-probability is at most 0, up to rounding
 
@@ -29,7 +31,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A checked result: as many tokens as guesses were right, and one more."""
+    """A checked result: as many tokens as guesses were right, and one more; none for a piece that has arrived."""
 
     drawn: tuple[Drawn, ...]
     trail: Trail  # empty unless every hop has added to it
@@ -39,7 +41,8 @@ class Answer:
 class Session:
     """Makes steps and checks results.
 
-    Invariant: at most one step waits for its result, the one with number `_frame`; whatever else arrives is stale.
+    Invariant: of the steps that wait for their results at most the newest is drawn behind; they are answered in their
+    order, and whatever else arrives is stale.
     """
 
     def __init__(
@@ -56,31 +59,47 @@ class Session:
         self._candidates: tuple[Candidate, ...] = ()  # of the step that waits
         self._newest_candidate = 0
         self._tip = 0  # the last one that was right
-        self._is_waiting = False
+        self._waiting: deque[tuple[int, int, bool]] = deque()  # frame, position behind it, whether one is drawn there
 
     def start_at(self, position: int) -> None:
         """Begin behind what all hops have cached of the prompt."""
         self._tail = position
 
-    def step(self, token_ids: Sequence[int], sent_ns: int, drafts: Sequence[int] = ()) -> tuple[Step, bytes]:
+    @property
+    def tail(self) -> int:
+        """Where the next step begins."""
+        return self._tail
+
+    def step(
+        self,
+        token_ids: Sequence[int],
+        sent_ns: int,
+        drafts: Sequence[int] = (),
+        *,
+        kind: StepKind = "decode",
+        draw: bool = True,
+        sealed: bytes = b"",
+    ) -> tuple[Step, bytes]:
         """Return the step, and its body, that feeds these tokens, guesses behind them, and asks for the next one.
 
-        Guesses stand behind a single token.
+        Guesses stand behind a single token. Without `draw`, a piece of a prompt that more will follow.
         """
         position, count = self._tail, len(token_ids) + len(drafts)
         self._frame += 1
         self._tail += len(token_ids)
-        self._is_waiting = True
+        self._waiting.append((self._frame, self._tail, draw))
         self._candidates = self._chain(drafts)
         step = Step(
             session=self.id,
             frame=self._frame,
             position=position,
             count=count,
-            kind="verify" if drafts else "decode" if position and count == 1 else "prefill",
-            sample=True,
+            kind="verify" if drafts else kind,
+            sample=draw,
+            acknowledge=not draw,
             tip=self._tip if drafts else 0,
             candidates=self._candidates,
+            sealed=sealed,
             sent_ns=sent_ns,
         )
         return step, _body([*token_ids, *drafts] if drafts else token_ids)
@@ -97,10 +116,16 @@ class Session:
 
     def accept(self, result: Result) -> Answer | None:
         """Return what a result says, None if it answers nothing that waits. Raises BadResult."""
-        if not self._is_waiting or result.epoch != 0 or result.frame != self._frame:
+        if not self._waiting or result.epoch != 0 or result.frame != self._waiting[0][0]:
             return None
-        if result.position != self._tail:
-            raise self._nonsense(f"a token for position {result.position}, asked was {self._tail}")
+        _, behind, is_drawn = self._waiting[0]
+        if result.position != behind:
+            raise self._nonsense(f"a token for position {result.position}, asked was {behind}")
+        if not is_drawn:
+            if result.tokens:
+                raise self._nonsense("tokens for a step that asked for none")
+            self._waiting.popleft()
+            return Answer((), (), result.sent_ns)
         if not 1 <= len(result.tokens) <= len(self._candidates) + 1:
             raise self._nonsense(f"{len(result.tokens)} tokens for a step with {len(self._candidates)} guesses")
         right = self._candidates[: len(result.tokens) - 1]
@@ -111,7 +136,7 @@ class Session:
         drawn = tuple(self._read(result, place) for place in range(len(result.tokens)))
         self._tail += len(right)
         self._tip = right[-1].id if right else self._tip
-        self._is_waiting = False
+        self._waiting.popleft()
         return Answer(drawn, result.trail if len(result.trail) == self._hops else (), result.sent_ns)
 
     def _read(self, result: Result, place: int) -> Drawn:

@@ -6,11 +6,13 @@ import msgspec
 
 from swarm_client.errors import ClientError, code
 from swarm_client.results import Generation
+from swarm_ledger.currencies import Currency
+from swarm_ledger.errors import LedgerError
 from swarm_net.errors import NetError
 from swarm_net.messages import ModelSummary
 from swarm_net.routing import Hop, Route
 
-Failed = ClientError | NetError
+Failed = ClientError | NetError | LedgerError
 
 
 def generation_json(generation: Generation) -> dict[str, Any]:
@@ -24,6 +26,10 @@ def generation_json(generation: Generation) -> dict[str, Any]:
         del values["top_logprobs"]
     if values["drafts"] is None:
         del values["drafts"]
+    if generation.receipt.hops:
+        values["receipt"]["paid"] = generation.receipt.paid
+    else:
+        del values["receipt"]
     return values
 
 
@@ -42,8 +48,15 @@ def summary_line(generation: Generation) -> str:
         parts.append(f"seed {generation.seed}")
     if generation.retries:
         parts.append(f"{len(generation.retries)} route(s) given up: {generation.retries[-1].message}")
+    parts += costs(generation)
     parts.append(generation.finish_reason)
     return " · ".join(parts)
+
+
+def costs(generation: Generation) -> list[str]:
+    """Return what a generation cost, in each currency."""
+    decimals = {hop.currency: hop.decimals for hop in generation.receipt.hops}
+    return [Currency(name, decimals[name]).format(paid, 3) for name, paid in generation.receipt.paid.items()]
 
 
 def error_json(error: Failed) -> dict[str, str]:

@@ -23,9 +23,11 @@ from swarm_client.errors import BadResult, ModelClosed, code
 from swarm_client.failover import MAX_ATTEMPTS, MAX_RETRY_WAIT_S, judge, wait_before_retry_s
 from swarm_client.live_session import LiveSession
 from swarm_client.parameters import Parameters
-from swarm_client.results import Generation, Retry, RouteHop, Token, Usage
+from swarm_client.payment import SessionPayment
+from swarm_client.results import Generation, HopReceipt, Receipt, Retry, RouteHop, Token, Usage
 from swarm_client.session import Answer, Session
 from swarm_client.timings import StepTimes
+from swarm_client.wallet import RequestBudget
 from swarm_net.errors import NetError, NoRoute
 from swarm_net.prefixes import PREFIX_CHUNK_TOKENS, prefix_digests
 from swarm_net.routing import Route
@@ -93,11 +95,15 @@ class _Run:
             max_tokens=min(limit, continuation.prompt_tokens + parameters.max_new_tokens),
             codec=parameters.codec,
             grammar=bool(parameters.sampling.grammar),
+            max_price=parameters.max_price,
+            pays=connection.wallet is not None,
         )
         self._sampling = parameters.sampling
         if self._sampling.counts_answer:
             self._sampling = msgspec.structs.replace(self._sampling, prompt_tokens=continuation.prompt_tokens)
         self._retries: list[Retry] = []
+        self._receipts: list[HopReceipt] = []
+        self._budget = RequestBudget(parameters.budget)
         self._times = StepTimes(connection.clock.monotonic())
         self._session: LiveSession | None = None
         self._is_prefill = True
@@ -115,7 +121,7 @@ class _Run:
             route = await self._first_route()
             while True:
                 self.route = route
-                session = self._session = self._new_session(route)
+                session = self._session = self._new_session(route, *await self._payment(route))
                 before = len(self._continuation.tokens)
                 failure: SessionError | BadResult | None = None
                 try:
@@ -131,6 +137,8 @@ class _Run:
                     failure = error
                 finally:
                     session.close("failed" if failure else "cancelled")
+                    if failure is not None:
+                        self._receipts += session.receipts
                 assert failure is not None
                 failures = 1 if len(self._continuation.tokens) > before else failures + 1
                 route = await self._another_route(failure, route, failures, session.retry_after_s)
@@ -148,11 +156,29 @@ class _Run:
 
     # -- one session
 
-    def _new_session(self, route: Route) -> LiveSession:
+    async def _payment(self, route: Route) -> tuple[bytes, SessionPayment | None]:
+        """Return a new session's id, and how it is paid. Raises LedgerError."""
+        connection = self._connection
+        name = connection.entropy(16)
+        if connection.wallet is None:
+            return name, None
+        payment = await connection.wallet.pay(
+            route,
+            session=name,
+            prompt_tokens=len(self._continuation.known_ids),
+            new_tokens=self._continuation.room,
+            max_tokens=self._needs.max_tokens,
+            logprobs=self._parameters.sampling.logprobs,
+            budget=self._budget,
+            is_replay=bool(self._retries),
+        )
+        return name, payment
+
+    def _new_session(self, route: Route, name: bytes, payment: SessionPayment | None) -> LiveSession:
         connection, sampling = self._connection, self._parameters.sampling
         return LiveSession(
             session=Session(
-                session=connection.entropy(16),
+                session=name,
                 hops=len(route.hops),
                 last_peer=route.hops[-1].peer,
                 vocabulary=connection.manifest.vocab_size,
@@ -165,6 +191,7 @@ class _Run:
             clock=connection.clock,
             patience=connection.patience,
             on_answer=self._on_answer,
+            payment=payment,
         )
 
     async def _open(self, session: LiveSession) -> None:
@@ -191,7 +218,7 @@ class _Run:
         self._times.start_route()
         if self._drafting is not None:
             self._drafting.start_route()
-        session.feed(known[session.cached_tokens :])
+        session.prefill(known[session.cached_tokens :])
 
     def _on_answer(self, answer: Answer, return_wire_us: int) -> None:
         """Take the next tokens, from within their arrival, and go on or end."""
@@ -210,6 +237,7 @@ class _Run:
         self._is_prefill = False
         if continuation.finish_reason is not None:
             session.close("done")
+            self._receipts += session.receipts
             self.generation = self._finished(session.route)
         elif self._drafting is None or not _can_rewind(session.route):
             session.feed(continuation.known_ids[-1:])
@@ -305,6 +333,7 @@ class _Run:
             logprobs=[token.logprob or 0.0 for token in tokens] if sampling.logprobs else None,
             top_logprobs=[token.top_logprobs for token in tokens] if sampling.top_logprobs else None,
             drafts=self._drafting.counts if self._drafting is not None else None,
+            receipt=Receipt(tuple(self._receipts)),
         )
 
 

@@ -3,8 +3,11 @@
 import random
 import secrets
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from swarm_client.wallet import Wallet
+from swarm_net.endpoint import Endpoint
 from swarm_net.links import Clock, PeerId, Transport
 
 
@@ -17,6 +20,7 @@ class World:
     clock: Clock
     entropy: Callable[[int], bytes] = secrets.token_bytes
     rng: random.Random = field(default_factory=random.Random)
+    wallet: Callable[[Endpoint, AsyncExitStack], Wallet | None] = lambda endpoint, stack: None  # unless told otherwise
 
 
 def real_world() -> World:

@@ -32,6 +32,28 @@ _ACCESS: dict[str, tuple[Any, Any]] = {
         Annotated[Kind, typer.Option("--ledger", envvar="SWARM_LEDGER", help="The swarm's own bank, or a contract.")],
         "embedded",
     ),
+    "bootstrap": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                "--bootstrap",
+                metavar="ADDRESS",
+                help="embedded: a node of the swarm; may be given several times [env: SWARM_BOOTSTRAP].",
+            ),
+        ],
+        None,
+    ),
+    "account": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--account",
+                metavar="FILE",
+                help="embedded: the account's key, such as account.key in a node's directory; default: this user's.",
+            ),
+        ],
+        None,
+    ),
     "rpc": (
         Annotated[
             list[str] | None,
@@ -109,7 +131,8 @@ def _with_access(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**values: Any) -> None:
         chosen = {name: values.pop(name) for name in _ACCESS}
-        chosen["rpc"] = _endpoints(chosen["rpc"])
+        chosen["rpc"] = _several(chosen["rpc"], "SWARM_LEDGER_RPC")
+        chosen["bootstrap"] = _several(chosen["bootstrap"], "SWARM_BOOTSTRAP")
         command(access=Access(**chosen), **values)
 
     shared = [
@@ -252,10 +275,10 @@ def history(
     raise typer.Exit(commands.history(access, _openers(context), limit, as_json=json))
 
 
-def _endpoints(given: list[str] | None) -> tuple[str, ...]:
+def _several(given: list[str] | None, variable: str) -> tuple[str, ...]:
     if given:
         return tuple(given)
-    return tuple(url for text in os.environ.get("SWARM_LEDGER_RPC", "").split(",") if (url := text.strip()))
+    return tuple(item for text in os.environ.get(variable, "").split(",") if (item := text.strip()))
 
 
 def _openers(context: typer.Context) -> Openers:

@@ -27,6 +27,8 @@ class Access:
     password_file: Path | None = None
     confirmations: int = 3
     max_gas_price_gwei: float = 200.0
+    bootstrap: tuple[str, ...] = ()  # of an embedded ledger: nodes of its swarm
+    account: Path | None = None  # and the key file
 
 
 OpenLedger = Callable[[Access], AbstractAsyncContextManager[Ledger]]

@@ -28,13 +28,17 @@ class Currency:
 
     def format(self, amount: int, digits: int | None = None) -> str:
         """Write an amount with its unit: exactly, or rounded to so many significant digits."""
+        return f"{self.number(amount, digits)} {self.symbol}"
+
+    def number(self, amount: int, digits: int | None = None) -> str:
+        """Write an amount without its unit."""
         value = _EXACT.scaleb(Decimal(amount), -self.decimals)
         if digits is not None and value:
             value = Context(prec=digits).plus(value)
         text = f"{value:f}"
         if "." in text:
             text = text.rstrip("0").rstrip(".")
-        return f"{text or '0'} {self.symbol}"
+        return text or "0"
 
 
 CREDITS: Final = Currency("credits", 9)

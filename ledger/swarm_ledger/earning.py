@@ -73,6 +73,14 @@ class Tab:
         self.meter.step(kind, position, count, draws)
         self._book()
 
+    def lease(self, seconds: int) -> None:
+        """Count a lease that goes on. Raises PaymentMissing if it is not paid for."""
+        trial = self.meter.copy()
+        trial.lease(seconds)
+        self._check(trial.amount - self.meter.amount)
+        self.meter.lease(seconds)
+        self._book()
+
     def begin(self, cached_tokens: int, lease_s: int) -> None:
         """Note what the opening gives, for the first step to count. Raises PaymentMissing if that is not paid for."""
         trial = self.meter.copy()

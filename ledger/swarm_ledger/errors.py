@@ -18,7 +18,6 @@
     ├── PaymentMissing          a step that is not paid for
     ├── AllocationTooSmall      a channel that holds too little to begin with
     ├── OverBudget              a step that would cost more than the person allowed
-    ├── OverPrice               nobody serves at the price that the person allowed
     ├── Disputed                a hop counts more than was sent to it
     ├── BankRefused             the bank refuses a request as a whole: its signature, its size, its age
     ├── LedgerUnreachable       no answer from the bank, or from any endpoint of the chain
@@ -276,20 +275,6 @@ class OverBudget(LedgerError):
 
     def remedy(self) -> str:
         return "raise the budget, or ask for fewer tokens"
-
-
-@dataclass(eq=False)
-class OverPrice(LedgerError):
-    """Every route has a node that asks for more than was allowed."""
-
-    limit: str
-    lowest: str
-
-    def __str__(self) -> str:
-        return f"no route at {self.limit} for a million tokens; the cheapest nodes ask {self.lowest}"
-
-    def remedy(self) -> str:
-        return "raise max_price, or wait for cheaper nodes"
 
 
 @dataclass(eq=False)

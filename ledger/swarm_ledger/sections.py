@@ -2,7 +2,7 @@
 
     OpenSection    client -> hop    which quote, which channel, the voucher that counts so far
     GrantSection   hop -> client    the window that it gives, what it counts, the best voucher that it has
-    PaySection     client -> hop    a voucher; with a step or on its own
+    PaySection     client -> hop    a voucher, and for how many more seconds KV is leased; with a step or on its own
 
 Several hops' sections share the one field of a step: `pack` and `first_of` put them in a row.
 """
@@ -19,6 +19,7 @@ from swarm_ledger.quotes import RawAddress
 
 MAX_SECTION_BYTES = 1024
 _AMOUNT_BYTES = 16
+_LEASE_BYTES = 2
 _Section = TypeVar("_Section")
 
 Salt = Annotated[bytes, Meta(max_length=32)]
@@ -78,16 +79,19 @@ def read_grant(data: bytes) -> GrantSection:
     return _read(data, _decode_grant)
 
 
-def pay_section(voucher: Voucher) -> bytes:
-    """Return the bytes that carry a voucher: its signature, then the amount."""
-    return voucher.signature + amount_bytes(voucher.cumulative)
+def pay_section(voucher: Voucher, lease_s: int = 0) -> bytes:
+    """Return the bytes that carry a voucher: for how long KV is leased on, its signature, the amount."""
+    signature = voucher.signature or bytes(SIGNATURE_BYTES)  # of nothing, where only the lease goes on
+    return lease_s.to_bytes(_LEASE_BYTES, "big") + signature + amount_bytes(voucher.cumulative)
 
 
-def read_pay(data: bytes, channel: ChannelId) -> Voucher:
-    """Return the voucher in some bytes. Raises BadSection."""
-    if not SIGNATURE_BYTES <= len(data) <= SIGNATURE_BYTES + _AMOUNT_BYTES:
+def read_pay(data: bytes, channel: ChannelId) -> tuple[Voucher, int]:
+    """Return the voucher in some bytes, and the seconds. Raises BadSection."""
+    signature_end = _LEASE_BYTES + SIGNATURE_BYTES
+    if not signature_end <= len(data) <= signature_end + _AMOUNT_BYTES:
         raise BadSection(f"a voucher of {len(data)} bytes")
-    return Voucher(channel, int.from_bytes(data[SIGNATURE_BYTES:], "big"), data[:SIGNATURE_BYTES])
+    voucher = Voucher(channel, int.from_bytes(data[signature_end:], "big"), data[_LEASE_BYTES:signature_end])
+    return voucher, int.from_bytes(data[:_LEASE_BYTES], "big")
 
 
 def pack(sections: list[bytes]) -> bytes:

@@ -17,8 +17,9 @@ from typing import Final
 
 from swarm_ledger.accounts import Account
 from swarm_ledger.channels import ChannelId, ChannelKey, Voucher, VoucherDigests
+from swarm_ledger.currencies import Currency
 from swarm_ledger.errors import Disputed, OverBudget
-from swarm_ledger.metering import Meter, Work
+from swarm_ledger.metering import Line, Meter, Work
 from swarm_ledger.sections import GrantSection
 
 ARREARS: Final = 4  # a voucher is signed when a part in so many of the window has been delivered and not paid
@@ -32,11 +33,14 @@ class Budget:
     limit: int | None
     spent: int = 0
     symbol: str = ""
+    decimals: int = 0
 
     def reserve(self, amount: int) -> None:
         """Count what a step will cost. Raises OverBudget, with nothing changed."""
         if self.limit is not None and self.spent + amount > self.limit:
-            raise OverBudget(spent=f"{self.spent} {self.symbol}", limit=f"{self.limit} {self.symbol}", what=self.what)
+            currency = Currency(self.symbol, self.decimals)
+            spent, limit = currency.format(self.spent), currency.format(self.limit)
+            raise OverBudget(spent=spent, limit=limit, what=self.what)
         self.spent += amount
 
     def give_back(self, amount: int) -> None:
@@ -109,11 +113,18 @@ class Purse:
     _sent: int = 0
     _done: int = 0
     _paid_here: int = 0  # the highest voucher that went along with this session
-    _in_flight: deque[int] = field(default_factory=deque)  # the meter after each step that waits for its answer
+    _in_flight: deque[Meter] = field(default_factory=deque)  # as it stood after each step that waits for its answer
+    _answered: Meter | None = None
 
     def begin(self, cached_tokens: int, lease_s: int) -> None:
         """Note what the opening gave, for the first step to count."""
         self.meter.begin(cached_tokens, lease_s)
+
+    def lease(self, seconds: int) -> None:
+        """Count a lease that goes on; it is owed with the step that it goes along with. Raises OverBudget."""
+        before = self.meter.amount
+        self.meter.lease(seconds)
+        self._reserve(self.meter.amount - before)
 
     def cost_of(self, kind: Work, position: int, count: int, draws: int) -> int:
         """Return what a step would cost at this hop."""
@@ -123,7 +134,7 @@ class Purse:
         """Count a step; returns the cumulative that it has to be sent with, 0 if none. Raises OverBudget."""
         self._reserve(self.cost_of(kind, position, count, draws))
         self.meter.step(kind, position, count, draws)
-        self._in_flight.append(self.meter.amount)
+        self._in_flight.append(self.meter.copy())
         channel = self.channel
         needed = min(channel.sent - self.window, channel.allocated)
         due = channel.done if channel.done - self._paid_here >= self.window // ARREARS else 0
@@ -167,6 +178,16 @@ class Purse:
         """What this session owes the hop."""
         return self._done
 
+    @property
+    def rated_ns(self) -> int:
+        """The rated time of all that was answered."""
+        return self._answered.rated_ns if self._answered is not None else 0
+
+    @property
+    def units(self) -> dict[Line, int]:
+        """What was answered, counted."""
+        return dict(self._answered.units) if self._answered is not None else {}
+
     def _reserve(self, cost: int) -> None:
         reserved: list[Budget] = []
         try:
@@ -180,6 +201,6 @@ class Purse:
         self._sent += cost
         self.channel.sent += cost
 
-    def _settle(self, amount: int) -> None:
-        self.channel.done += amount - self._done
-        self._done = amount
+    def _settle(self, meter: Meter) -> None:
+        self.channel.done += meter.amount - self._done
+        self._done, self._answered = meter.amount, meter

@@ -27,6 +27,14 @@ def load_or_create(file: Path, entropy: Callable[[int], bytes] = secrets.token_b
         raise BadKeyFile(file=str(file), reason=error.strerror or str(error)) from error
 
 
+def load(file: Path) -> Account:
+    """Return the account whose key a file keeps. Raises BadKeyFile, also where there is none."""
+    try:
+        return _load(file)
+    except OSError as error:
+        raise BadKeyFile(file=str(file), reason=error.strerror or str(error)) from error
+
+
 def _load(file: Path) -> Account:
     with file.open("rb") as stream:
         mode = os.fstat(stream.fileno()).st_mode

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from swarm_ledger.quotes import quote_digest
 from swarm_net.directory import Directory
 from swarm_net.errors import NetError
 from swarm_net.identity import Identity
 from swarm_net.links import Clock
 from swarm_net.messages import Load, ModelId
-from swarm_net.records import GRAMMAR_EXTENSION, Record, State, sign
+from swarm_net.records import GRAMMAR_EXTENSION, QUOTE_EXTENSION, Record, State, sign
 from swarm_node.executor import SpanFacts
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Announcer:
         load: Callable[[], Load],
         clock: Clock,
         rng: Random,
+        quote: Callable[[], tuple[bytes, bytes]] | None = None,  # and its binding; None: work is free
     ) -> None:
         self._says = announcement
         self._identity = identity
@@ -61,12 +63,17 @@ class Announcer:
         self._load = load
         self._clock = clock
         self._rng = rng
+        self._quote = quote
         self._is_published = False
 
     def record(self, state: State = "online") -> Record:
         """The node's record as of now."""
         says, now_ns = self._says, self._clock.wall_ns()
         facts = says.facts
+        extensions = {GRAMMAR_EXTENSION: b""} if says.takes_grammar else {}
+        quote, binding = self._quote() if self._quote is not None else (b"", b"")
+        if quote:
+            extensions[QUOTE_EXTENSION] = quote
         return Record(
             sequence=now_ns // 1_000_000,
             published_ns=now_ns,
@@ -91,7 +98,9 @@ class Announcer:
             region=says.region,
             block_digests=b"".join(facts.block_digests),
             software=says.software,
-            extensions={GRAMMAR_EXTENSION: b""} if says.takes_grammar else {},
+            quote=quote_digest(quote) if quote else b"",
+            binding=binding,
+            extensions=extensions,
         )
 
     async def publish(self, state: State = "online", *, timeout_s: float = PUBLISH_TIMEOUT_S) -> bool:

@@ -5,13 +5,15 @@ driver runs it. It starts no process, reads no file and knows neither torch nor 
 real parts, the simulator from simulated ones.
 
     Open     admit, dial the next hop, pass it on, wait for its Opened, answer Opened
-    Step     accept, queue                                    -> compute
+    Step     collect, accept, queue                           -> compute
     ran      pass on as a Step, or as a Result to the client  <- compute
+    Credit   collect, pass on
     Cancel   pass on, forget
     lost     a link ended: its sessions fail upstream and are cancelled downstream
 
 An error whose `retry` is `here` leaves its session open. Any other ends it at every hop: the hop where it happens sends
-Failure upstream and Cancel downstream.
+Failure upstream and Cancel downstream. A step that is not paid for waits, while its client is asked, and with it those
+behind it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from swarm_net.errors import LinkLost, NetError
 from swarm_net.links import LANES, Body, Clock, Link, PeerId
 from swarm_net.messages import (
     Cancel,
+    Credit,
     Failure,
     HopGrant,
     HopTiming,
@@ -56,12 +59,15 @@ from swarm_net.session_errors import (
     HopSilent,
     HopUnreachable,
     Overloaded,
+    PaymentRefused,
     SessionError,
     SessionUnknown,
     to_failure,
 )
 from swarm_net.tasks import TaskScope
+from swarm_node.cashier import Cashier
 from swarm_node.compute import Adopt, Command, Compute, Drop, Hold, Ran, Release, Void
+from swarm_node.dues import Dues
 from swarm_node.executor import Prefix, SpanFacts
 from swarm_node.grammars import Grammars, Matcher
 from swarm_node.scheduler import Work
@@ -87,6 +93,8 @@ class NodeLimits:
     prefix_sharing: PrefixSharing = "client"
     max_waiting_s: float = 60.0  # what queued prompts may take; with more, new sessions are refused
     prefill_tokens_per_s: float = 0.0  # as measured at the start; 0: not known
+    pay_timeout_s: float = 5.0  # for which a step waits for its payment
+    lease_grace_s: float = 30.0  # for which a session is kept when its lease is over
     max_opening: int = 256  # openings that wait for their next hop; one more is refused
 
 
@@ -103,6 +111,7 @@ class Node:
         clock: Clock,
         limits: NodeLimits = NodeLimits(),
         grammars: Grammars | None = None,
+        cashier: Cashier | None = None,
     ) -> None:
         self.facts = facts
         self.model = model
@@ -120,6 +129,16 @@ class Node:
         self._slow_links: list[Link] = []  # whose sessions wait until what was sent has left
         self._draining = False
         self._tasks = TaskScope()
+        self._dues = Dues(
+            cashier,
+            own=endpoint.peer,
+            tasks=self._tasks,
+            timeout_s=limits.pay_timeout_s,
+            take=self._take,
+            fail=self._fail,
+            is_open=lambda session: self.table.sessions.get(session.id) is session,
+            send=_send,
+        )
 
     async def __aenter__(self) -> Self:
         self._tasks.start(self._sweep(), name="sweep idle sessions")
@@ -129,6 +148,7 @@ class Node:
         self._endpoint.on(Refuse, self._on_refuse)
         self._endpoint.on(Failure, self._on_failure)
         self._endpoint.on(Step, self._on_step)
+        self._endpoint.on(Credit, self._on_credit)
         self._endpoint.on(Cancel, self._on_cancel)
         self._endpoint.on_lost(self._on_lost)
         return self
@@ -188,7 +208,12 @@ class Node:
         try:
             async with asyncio.timeout(deadline_s):
                 adopted = self._adopt_prefix(session)
-                grants = await self._open_rest(session, started_s + deadline_s)
+                admitted = self._tasks.start(self._dues.admit(session), name="look at a channel")
+                try:
+                    grants = await self._open_rest(session, started_s + deadline_s)
+                    await admitted
+                finally:
+                    admitted.cancel()
                 session.begin_at(await adopted)
         except SessionError as error:
             self._give_up(session, error)
@@ -202,11 +227,14 @@ class Node:
             self._give_up(session, ComputeFailed(reason=type(error).__name__))
         else:
             del self._openings[session.id]
+            lease_s, sealed = self._dues.grant(session)
             own = HopGrant(
                 hop=session.hop,
                 max_tokens=message.max_tokens,
                 idle_timeout_ms=int(self._limits.idle_timeout_s * 1000),
                 cached_tokens=session.tail,
+                lease_s=lease_s,
+                sealed=sealed,
             )
             session.is_ready = True
             session.touched_s = self._clock.monotonic()
@@ -299,6 +327,13 @@ class Node:
         except SessionUnknown as error:
             _send(link, to_failure(error, session=message.session))
             return
+        try:
+            self._dues.pass_on(session, link, message, body)
+        except SessionError as error:
+            self._fail(session, error)
+
+    def _take(self, session: Session, link: Link, message: Step, body: Body) -> None:
+        """Accept a step that is paid for, or need not be, and have it computed."""
         epoch, now_s = session.epoch, self._clock.monotonic()
         try:
             work = self.table.accept(session, message, body, now_s)
@@ -310,6 +345,7 @@ class Node:
                 self._submit(Void(session.id, session.epoch, partial(_forget_waiting, session)))
         if work is None:
             return
+        self._dues.charge(session, message)
         if message.sent_ns:
             work.wire_us = max(0, (self._clock.wall_ns() + link.clock_offset_ns - message.sent_ns) // 1000)
         if any(slow is session.downstream.get("bulk") for slow in self._slow_links):
@@ -319,6 +355,19 @@ class Node:
             self._submit(Hold(session.id))
             self._tasks.start(self._mask(session, session.matcher, work), name="follow a grammar")
         self._submit(work)
+
+    def _on_credit(self, link: Link, message: Credit, body: Body) -> None:
+        """Vouchers without a step: from the hop before, or from the client itself."""
+        session = self.table.sessions.get(message.session)
+        if session is None or link.peer not in (session.upstream.peer, session.open.client):
+            return
+        try:
+            self._dues.on_credit(session, message)
+        except PaymentRefused as error:
+            self._fail(session, error)
+            return
+        if any(message.sealed[session.hop + 1 :]) and (after := session.downstream.get("decode")) is not None:
+            _send(after, message)
 
     async def _mask(self, session: Session, matcher: Matcher, work: Work) -> None:
         """Find out what may stand behind a step, while it and the steps behind it wait."""
@@ -399,10 +448,12 @@ class Node:
                 count=piece.count,
                 kind=work.kind,
                 sample=work.sample and ran.part.is_end,
+                acknowledge=work.acknowledge and ran.part.is_end,
                 codec=work.codec,
                 token_ids=b"" if work.ids is None else work.ids[start : start + piece.count].tobytes(),
                 tip=work.tip,
                 candidates=work.candidates,
+                sealed=work.sealed if start == 0 else b"",
                 trail=(*work.trail, _timing(ran)),
                 sent_ns=self._clock.wall_ns() + link.clock_offset_ns,
             ),
@@ -427,9 +478,10 @@ class Node:
             self._submit(Release(session.id))
 
     def _send_result(self, session: Session, ran: Ran) -> None:
-        if not isinstance(ran.output, tuple):
+        work, link = ran.part.work, session.reply
+        drawn = ran.output if isinstance(ran.output, tuple) else ()
+        if not drawn and not (work.acknowledge and ran.part.is_end):
             return  # a piece of prefill that asks for nothing
-        work, drawn, link = ran.part.work, ran.output, session.reply
         assert link is not None
         link.send(
             Result(
@@ -496,9 +548,12 @@ class Node:
         """End the sessions that nobody uses any more."""
         timeout_s = self._limits.idle_timeout_s
         while True:
-            await asyncio.sleep(timeout_s / 4)
-            for session in self.table.idle(self._clock.monotonic(), timeout_s):
+            await asyncio.sleep(min(timeout_s, self._limits.lease_grace_s) / 4)
+            now_s = self._clock.monotonic()
+            for session in self.table.idle(now_s, timeout_s):
                 self._fail(session, SessionUnknown())
+            for session in self.table.lapsed(now_s - self._limits.lease_grace_s):
+                self._fail(session, PaymentRefused("the lease of its KV is over", "LeaseOver", "lease it for longer"))
 
 
 @dataclass(slots=True)

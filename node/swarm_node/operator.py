@@ -6,47 +6,58 @@ as the node itself, and the service answers nobody else.
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from swarm_ledger.currencies import Currency
 from swarm_net.clocks import SystemClock
 from swarm_net.direct import DirectTransport
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import NetError
 from swarm_net.identity import Identity
-from swarm_net.links import Body, Link
-from swarm_net.messages import Message, Rpc, RpcReply
+from swarm_net.links import Link, PeerId
+from swarm_net.messages import Rpc
+from swarm_net.rpc import RpcServices
 from swarm_net.session_errors import Unsupported
 from swarm_node.data_dir import RunningNode
 
-SERVICE, STATUS = "operator", "status"
+SERVICE, STATUS, REDEEM = "operator", "status", "redeem"
 TIMEOUT_S = 5.0
 
 
-def serve_operator(endpoint: Endpoint, status: Callable[[], dict[str, Any]]) -> None:
-    """Answer the node's own operator."""
+def serve_operator(
+    services: RpcServices,
+    own: PeerId,
+    status: Callable[[], dict[str, Any]],
+    redeem: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Answer the node's own operator: how it is, or, once it has redeemed what it can, how it is then."""
 
-    async def answer(link: Link, message: Rpc) -> tuple[Message, Body]:
-        if link.peer != endpoint.peer or (message.service, message.method) != (SERVICE, STATUS):
-            raise Unsupported(feature=f"{message.service}.{message.method}")
-        return RpcReply(request=0), json.dumps(status()).encode()
+    async def answer(link: Link, method: str, body: bytes) -> bytes:
+        if link.peer != own or method not in (STATUS, REDEEM):
+            raise Unsupported(feature=f"{SERVICE}.{method}")
+        if method == REDEEM and redeem is not None:
+            await redeem()
+        return json.dumps(status()).encode()
 
-    endpoint.serve(Rpc, answer)
+    services.add(SERVICE, answer)
 
 
-async def ask_status(node: RunningNode) -> dict[str, Any]:
-    """Return what a node tells of itself; with `error` where it does not answer."""
+async def ask_status(node: RunningNode, *, redeem: bool = False) -> dict[str, Any]:
+    """Return what a node tells of itself, after it has redeemed if so asked; `error` where it does not answer."""
     identity = Identity.load_or_create(node.identity_file)
     clock = SystemClock()
     endpoint = Endpoint(peer=identity.peer_id, transport=DirectTransport(identity, clock), clock=clock)
     known = {"node": node.name, "pid": node.pid, "data_dir": str(node.path)}
     try:
         link = await endpoint.dial(str(node.state["operator_address"]), TIMEOUT_S)
-        _, body = await endpoint.request(link, Rpc(request=0, service=SERVICE, method=STATUS), timeout_s=TIMEOUT_S)
+        _, body = await endpoint.request(
+            link, Rpc(request=0, service=SERVICE, method=REDEEM if redeem else STATUS), timeout_s=TIMEOUT_S
+        )
         return {**known, **json.loads(bytes(body))}
     except NetError as error:
         return {**known, "error": str(error)}
@@ -61,6 +72,7 @@ async def ask_all(nodes: Sequence[RunningNode]) -> list[dict[str, Any]]:
 
 def show_status(rows: Sequence[dict[str, Any]], console: Console) -> None:
     """Show nodes to people: what they do, and how others join them."""
+    paid = [row for row in rows if "price" in row]
     table = Table("node", "model", "blocks", "sessions", "busy", "KV used", "tokens", "tokens/s")
     for row in rows:
         if "error" in row:
@@ -79,6 +91,23 @@ def show_status(rows: Sequence[dict[str, Any]], console: Console) -> None:
             f"{row['decode_tokens_per_s']:.0f}",
         )
     console.print(table)
+    if paid:
+        console.print(money_table(paid))
     for row in rows:
         if "error" not in row:
             console.print(f"{row['node']}  --bootstrap {row['bootstrap'][0]}", soft_wrap=True, highlight=False)
+
+
+def money_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return what nodes ask, have earned, and have got of it."""
+    table = Table("node", "asks for an hour", "for 1M tokens", "earned", "redeemed", "unclaimed")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        price = row["price"]
+        currency = Currency(price["currency"], price["decimals"])
+        asked = (currency.format(price["price_per_hour"], 4), currency.format(price["per_million_tokens"], 4))
+        table.add_row(
+            row["node"], *asked, *(currency.format(price[what]) for what in ("earned", "redeemed", "unclaimed"))
+        )
+    return table

@@ -28,15 +28,18 @@ from swarm_net.links import Link
 from swarm_net.manifest import Manifest, manifest_of
 from swarm_net.messages import ModelId
 from swarm_net.records import Record, open_record
+from swarm_net.rpc import RpcServices
 from swarm_net.version import PACKAGE, release
 from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.data_dir import DataDir, default_base
 from swarm_node.errors import BadSetting
 from swarm_node.grammars import GrammarProcesses
+from swarm_node.income import Income, Machine, describe
 from swarm_node.joining import announced, libp2p_listen, listen, reach
 from swarm_node.node import Node, NodeLimits
 from swarm_node.operator import serve_operator
+from swarm_node.pricing import Measured, rate
 from swarm_node.reporting import JsonReporter, PeopleReporter, Reporter
 from swarm_node.scheduler import Scheduler
 from swarm_node.settings import Settings
@@ -132,6 +135,11 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         if span[1] == manifest.num_blocks and GrammarProcesses.are_possible(tokenizer_file, stop_ids):
             processes = GrammarProcesses(tokenizer_file, facts.vocab_size, stop_ids)
             grammars = await stack.enter_async_context(processes)
+        services = RpcServices(endpoint)
+        income = Income(settings, data_dir.path, identity, endpoint, services, addresses, clock, reporter)
+        measured = Measured(rates.prefill_tokens_per_s, rates.decode_tokens_per_s)
+        machine = Machine(hardware.device_name, rate(measured, span[1] - span[0]), facts.page_size)
+        cashier = await income.open(bootstrap, machine, stack)
         node = Node(
             endpoint=endpoint,
             compute=compute,
@@ -144,6 +152,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
                 prefill_tokens_per_s=rates.prefill_tokens_per_s,
             ),
             grammars=grammars,
+            cashier=cashier,
         )
         announcer = Announcer(
             Announcement(
@@ -162,6 +171,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             load=node.load,
             clock=clock,
             rng=rng,
+            quote=cashier.quote if cashier is not None else None,
         )
         await stack.enter_async_context(node)
         stack.push_async_callback(_say_goodbye, node, announcer, reporter)
@@ -183,10 +193,19 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
             "prefill_tokens_per_s": round(rates.prefill_tokens_per_s, 1),
             "decode_tokens_per_s": round(rates.decode_tokens_per_s, 1),
         }
-        serve_operator(endpoint, lambda: {**ready, **_activity(node)})
+        if cashier is not None:
+            ready["price"] = describe(cashier, span, manifest.num_blocks)
+
+        def status() -> dict[str, Any]:
+            money = {"price": describe(cashier, span, manifest.num_blocks)} if cashier is not None else {}
+            return {**ready, **_activity(node), **money}
+
+        serve_operator(services, endpoint.peer, status, cashier.redeem if cashier is not None else None)
         data_dir.write_state({**ready, "identity": str(identity_file), "operator_address": listener.addresses[-1]})
         reporter.event("ready", **ready)
         lasting = [asyncio.create_task(announcer.run()), asyncio.create_task(compute.ended())]
+        if cashier is not None:
+            lasting.append(asyncio.create_task(cashier.run()))
         for task in lasting:
             stack.callback(task.cancel)
         ended, _ = await asyncio.wait(lasting, return_when=asyncio.FIRST_COMPLETED)

@@ -42,6 +42,8 @@ class Work:
     candidates: tuple[Candidate, ...] = ()
     codec: str = "raw"  # of the activations that come and go
     trail: tuple[HopTiming, ...] = ()
+    acknowledge: bool = False  # tell the client when it has run
+    sealed: bytes = b""  # for later hops
     wire_us: int = 0
     done: int = 0
 

@@ -31,6 +31,7 @@ from swarm_net.session_errors import (
     SpanNotServed,
     Unsupported,
 )
+from swarm_node.cashier import Paid
 from swarm_node.executor import Draw, SpanFacts
 from swarm_node.grammars import Matcher
 from swarm_node.scheduler import Work
@@ -62,6 +63,8 @@ class Session:
     waiting_tokens: int = 0  # accepted here, and neither run nor voided yet
     ids: NDArray[np.int32] | None = None  # [tail], where penalties or a grammar need them; 0 for what they never see
     newest_candidate: int = 0
+    paid: Paid | None = None  # where the node is paid for its work
+    unpaid: deque[tuple[Step, bytes]] = field(default_factory=deque)  # steps that wait for their payment, and bodies
     matcher: Matcher | None = None  # of the session's grammar; on the last hop alone
     unmasked: int = 0  # steps accepted whose masks are not there yet
 
@@ -270,6 +273,8 @@ class SessionTable:
             tip=step.tip,
             candidates=step.candidates,
             trail=step.trail,
+            acknowledge=step.acknowledge,
+            sealed=step.sealed,
         )
 
     def _check_step(self, session: Session, step: Step, data: memoryview) -> None:
@@ -363,6 +368,14 @@ class SessionTable:
             session
             for session in self.sessions.values()
             if not session.waiting_tokens and now_s - session.touched_s > timeout_s
+        ]
+
+    def lapsed(self, now_s: float) -> list[Session]:
+        """Return the sessions whose lease of KV had ended by then."""
+        return [
+            session
+            for session in self.sessions.values()
+            if session.paid is not None and session.is_ready and session.paid.leased_until_s < now_s
         ]
 
     def using(self, link: Link) -> list[Session]:

@@ -57,6 +57,13 @@ def _blocks(value: object) -> object:
     return value
 
 
+def _money(value: object) -> object:
+    text = str(value) if isinstance(value, int | float) else value
+    if text and isinstance(text, str) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+        raise ValueError("write an amount such as 2 or 0.5")
+    return text
+
+
 def _list(value: object) -> object:
     return [item for item in value.split(",") if item] if isinstance(value, str) else value
 
@@ -79,6 +86,17 @@ _METAVARS = {
     "swap_memory": "SIZE",
     "idle_timeout": "SECONDS",
     "share_prefixes": "off|client|everyone",
+    "price": "AMOUNT",
+    "currency": "credits|ETH|TOKEN",
+    "bank": "auto|on|off",
+    "starting_credit": "AMOUNT",
+    "starting_credit_per_day": "AMOUNT",
+    "starting_credit_in_total": "AMOUNT",
+    "rpc": "URL",
+    "contract": "ADDRESS",
+    "keystore": "FILE",
+    "password_file": "FILE",
+    "confirmations": "N",
 }
 
 SIZES = frozenset({name for name, value in _METAVARS.items() if value.startswith("SIZE")})
@@ -89,6 +107,7 @@ HostPort = Annotated[str, BeforeValidator(_host_port)]
 Blocks = Annotated[str, BeforeValidator(_blocks)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
+Money = Annotated[str, BeforeValidator(_money)]
 Texts = Annotated[list[str], BeforeValidator(_list)]
 
 
@@ -119,6 +138,17 @@ class Settings(BaseModel):
     share_prefixes: Literal["off", "client", "everyone"] = Field(
         "client", description="who may reuse what was computed of a prompt; everyone: only where all hops are trusted"
     )
+    price: Money = Field("", description="of an hour of this machine, in the currency; 0: free; default: a rate")
+    currency: Literal["credits", "ETH", "TOKEN"] = Field("credits", description="credits of a bank, or a chain's money")
+    bank: Literal["auto", "on", "off"] = Field("auto", description="host the bank; auto: where a new swarm begins")
+    starting_credit: Money = Field("100", description="that the hosted bank gives to each new account")
+    starting_credit_per_day: Money = Field("1000", description="at most, to one network address")
+    starting_credit_in_total: Money = Field("1000000", description="at most, to all")
+    rpc: Texts = Field([], description="endpoints of the chain, tried in this order")
+    contract: str = Field("", description="the ledger's contract on the chain")
+    keystore: str = Field("", description="encrypted key of the account that is paid on the chain")
+    password_file: str = Field("", description="of the keystore; else SWARM_LEDGER_PASSWORD, else a prompt")
+    confirmations: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="blocks until a channel counts")
     region: Annotated[str, Field(max_length=32)] = Field("", description="where the node is, for routing")
 
 

@@ -46,6 +46,11 @@ class Hardware:
     expands: bool  # a quantized checkpoint, to its full size
 
     @property
+    def device_name(self) -> str:
+        """What the hardware is called, where that is known."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
+
+    @property
     def dtype_name(self) -> DtypeName:
         return str(self.dtype).removeprefix("torch.")  # type: ignore[return-value]
 

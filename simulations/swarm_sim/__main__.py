@@ -5,7 +5,7 @@ Owns the command line alone. Imports stay light here, so that `--help` answers a
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -87,6 +87,12 @@ def local(
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     seed: Annotated[int, typer.Option(help="Of the sampling: the same seed, the same text.")] = 1,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    price: Annotated[
+        str, typer.Option(metavar="AMOUNT", help="Credits for an hour of each node; 0: free; default: by its hardware.")
+    ] = "",
+    ledger: Annotated[
+        Literal["embedded", "evm"], typer.Option(help="Paid at a bank of the swarm, or on a chain started for it.")
+    ] = "embedded",
     keep: Annotated[bool, typer.Option("--keep", help="Leave the swarm running until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -102,6 +108,8 @@ def local(
             temperature=temperature,
             seed=seed,
             dtype=dtype,
+            price=price,
+            ledger=ledger,
             keep=keep,
             as_json=as_json,
         )

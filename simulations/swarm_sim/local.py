@@ -9,11 +9,12 @@ import json
 import os
 import shlex
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.live import Live
@@ -21,12 +22,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from swarm_client import AsyncRemoteModel
+from swarm_client.money import WalletOptions
 from swarm_client.results import Generation
+from swarm_ledger.accounts import address_text
+from swarm_ledger.currencies import Currency
+from swarm_ledger.errors import MissingPackage
+from swarm_node.operator import ask_status
 from swarm_sim.demo_model import demo_model_path
 from swarm_sim.errors import BadOption, NodeDown
 from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
 from swarm_sim.node_process import NodeProcess
 from swarm_sim.splits import split_checkpoint
+
+if TYPE_CHECKING:
+    from swarm_sim.local_money import LocalMoney
 
 STATE_STYLES = {"waiting": "dim", "starting": "yellow", "ready": "green", "failed": "bold red", "stopped": "dim"}
 INTERRUPTED = 130  # what shells make of a program that Ctrl-C ended
@@ -43,6 +52,8 @@ class LocalOptions:
     temperature: float
     seed: int
     dtype: str
+    price: str
+    ledger: Literal["embedded", "evm"]
     keep: bool
     as_json: bool
 
@@ -54,34 +65,53 @@ def local_command(options: LocalOptions) -> int:
         raise BadOption("--model", f"{model} is not a directory")
     splits = split_checkpoint(model, options.nodes)
     threads = max(1, len(os.sched_getaffinity(0)) // options.nodes) if hasattr(os, "sched_getaffinity") else 1
-    plan = LocalSwarmPlan(model=model, splits=splits, dtype=options.dtype, threads=threads)
+    plan = LocalSwarmPlan(model=model, splits=splits, dtype=options.dtype, threads=threads, price=options.price)
     show = _Show(options, model)
     try:
         with asyncio.Runner() as runner:
-            runner.run(_until_signal(options, LocalSwarm(plan), show))
+            runner.run(_until_signal(options, plan, show))
     except asyncio.CancelledError:
         return 0 if show.is_done else INTERRUPTED
     return 0
 
 
-async def _until_signal(options: LocalOptions, swarm: LocalSwarm, show: "_Show") -> None:
+async def _until_signal(options: LocalOptions, plan: LocalSwarmPlan, show: "_Show") -> None:
     """Run; a signal cancels whatever is under way, and a second one the patience with which nodes are stopped."""
     program = asyncio.current_task()
     assert program is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, program.cancel)
     async with AsyncExitStack() as stack:
+        money = None
+        if options.ledger == "evm":
+            money = await _money(len(plan.splits), stack, show)
+            own = tuple(money.arguments(number, options.price) for number in range(len(plan.splits)))
+            plan = replace(plan, price="", own_arguments=own)
+        swarm = LocalSwarm(plan)
         with show.starting(swarm):
             await stack.enter_async_context(swarm)
-        await _generate(options, swarm, show)
+        wallet = money.wallet if money is not None else WalletOptions(folder=swarm.directory / "wallet")
+        await _generate(options, swarm, wallet, show)
         if options.keep:
             show.kept(swarm)
             await _first_to_end(swarm)
 
 
-async def _generate(options: LocalOptions, swarm: LocalSwarm, show: "_Show") -> None:
+async def _money(nodes: int, stack: AsyncExitStack, show: "_Show") -> "LocalMoney":
+    """Start a chain for as long as the stack lasts."""
+    try:
+        from swarm_sim.local_money import local_money
+    except ImportError as error:
+        raise MissingPackage(str(error.name), "chain") from error
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="swarm-money-"))
+    money = await stack.enter_async_context(local_money(Path(folder), nodes))
+    show.chain(money)
+    return money
+
+
+async def _generate(options: LocalOptions, swarm: LocalSwarm, wallet: WalletOptions, show: "_Show") -> None:
     async with (
-        AsyncRemoteModel.connect(str(swarm.plan.model), swarm.bootstrap) as model,
+        AsyncRemoteModel.connect(str(swarm.plan.model), swarm.bootstrap, wallet=wallet) as model,
         model.stream(
             options.prompt,
             max_new_tokens=options.max_new_tokens,
@@ -92,7 +122,12 @@ async def _generate(options: LocalOptions, swarm: LocalSwarm, show: "_Show") -> 
         async for token in tokens:
             show.text(token.text)
         assert tokens.generation is not None
-        show.generated(swarm, tokens.generation)
+        show.generated(swarm, tokens.generation, await _earned(swarm) if tokens.generation.receipt.hops else [])
+
+
+async def _earned(swarm: LocalSwarm) -> list[dict[str, Any]]:
+    """Have all nodes redeem what they were paid, and return what they say of it."""
+    return list(await asyncio.gather(*(ask_status(node, redeem=True) for node in swarm.running())))
 
 
 async def _first_to_end(swarm: LocalSwarm) -> None:
@@ -116,6 +151,11 @@ class _Show:
         self._model = model
         self._console = Console(highlight=False, quiet=options.as_json)
 
+    def chain(self, money: "LocalMoney") -> None:
+        """Say where nodes are paid."""
+        contract = address_text(money.contract)
+        self._console.print(f"paid on [bold]{money.kind}[/] at {money.url}, contract {contract}", soft_wrap=True)
+
     @contextmanager
     def starting(self, swarm: LocalSwarm) -> Iterator[None]:
         """Show the nodes getting ready while they do."""
@@ -131,10 +171,10 @@ class _Show:
     def text(self, text: str) -> None:
         self._console.print(text, end="", markup=False, soft_wrap=True)
 
-    def generated(self, swarm: LocalSwarm, generation: Generation) -> None:
+    def generated(self, swarm: LocalSwarm, generation: Generation, earned: list[dict[str, Any]]) -> None:
         self.is_done = True
         if self._options.as_json:
-            print(json.dumps(_as_json(swarm, generation)), flush=True)
+            print(json.dumps(_as_json(swarm, generation, earned)), flush=True)
             return
         timings = generation.timings
         self._console.print("\n")
@@ -144,6 +184,10 @@ class _Show:
             f"{generation.usage.completion_tokens} tokens: the first after "
             f"[bold]{1000 * timings.time_to_first_token_s:.0f} ms[/]{rate}"
         )
+        if earned:
+            self._console.print()
+            self._console.print(_money_table(swarm.nodes, generation, earned))
+            self._console.print(_difference(generation, earned))
 
     def kept(self, swarm: LocalSwarm) -> None:
         model, address = shlex.quote(str(self._model)), swarm.bootstrap[0]
@@ -181,7 +225,38 @@ def _hops_table(nodes: list[NodeProcess], generation: Generation) -> Table:
     return table
 
 
-def _as_json(swarm: LocalSwarm, generation: Generation) -> dict[str, Any]:
+def _money_table(nodes: list[NodeProcess], generation: Generation, earned: list[dict[str, Any]]) -> Table:
+    """What the client paid to each node, and what the node says it has earned, to the smallest unit."""
+    numbers = {node.peer: str(node.number) for node in nodes}
+    by_peer = {row["peer_id"]: row["price"] for row in earned if "price" in row}
+    first = generation.receipt.hops[0]
+    heads = ("node", "rated ms", f"client paid, {first.currency}", "node earned", "redeemed", "unclaimed")
+    table = Table(*heads, box=None, padding=(0, 2))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    totals, currency = [0, 0, 0, 0], Currency(first.currency, first.decimals)
+    for hop in generation.receipt.hops:
+        price = by_peer[hop.peer]
+        amounts = [hop.paid, price["earned"], price["redeemed"], price["unclaimed"]]
+        totals = [total + amount for total, amount in zip(totals, amounts, strict=True)]
+        cells = [currency.number(amount, 6) for amount in amounts]
+        table.add_row(numbers.get(hop.peer, "?"), f"{hop.rated_ms:.1f}", *cells)
+    table.add_row("all", "", *(f"[bold]{currency.number(total, 6)}[/]" for total in totals))
+    return table
+
+
+def _difference(generation: Generation, earned: list[dict[str, Any]]) -> str:
+    """Say whether what the client paid is what the nodes have earned."""
+    first = generation.receipt.hops[0]
+    currency = Currency(first.currency, first.decimals)
+    paid = generation.receipt.paid[first.currency]
+    got = sum(row["price"]["earned"] for row in earned if "price" in row)
+    if paid == got:
+        return f"the client paid [bold]{currency.format(paid)}[/]: what the nodes have earned, to the smallest unit"
+    return f"[bold red]the client paid {currency.format(paid)}, the nodes have earned {currency.format(got)}[/]"
+
+
+def _as_json(swarm: LocalSwarm, generation: Generation, earned: list[dict[str, Any]]) -> dict[str, Any]:
     import msgspec
 
     nodes = [
@@ -195,4 +270,5 @@ def _as_json(swarm: LocalSwarm, generation: Generation) -> dict[str, Any]:
         }
         for node in swarm.nodes
     ]
-    return {"nodes": nodes, "generation": msgspec.to_builtins(generation)}
+    money = {"earned": {row["peer_id"]: row["price"] for row in earned if "price" in row}} if earned else {}
+    return {"nodes": nodes, "generation": msgspec.to_builtins(generation), **money}

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from swarm_node.data_dir import RunningNode, running
 from swarm_sim.node_process import NodeProcess
 
 NODE_PROGRAM = (sys.executable, "-m", "swarm_node")
@@ -30,7 +31,9 @@ class LocalSwarmPlan:
     dtype: str = "auto"
     threads: int = 1  # of each node
     kv_memory: str = "256MiB"  # of each node
-    arguments: tuple[str, ...] = ()  # more, for each node
+    price: str = "0"  # of an hour of each node; empty: what nodes ask by default
+    arguments: tuple[str, ...] = ()  # more, for every node
+    own_arguments: tuple[tuple[str, ...], ...] = ()  # more, for each node in turn
     environment: Mapping[str, str] = field(default_factory=dict)  # on top of our own
     ready_timeout_s: float = 120.0
     stop_timeout_s: float = 10.0
@@ -90,6 +93,18 @@ class LocalSwarm:
             if self._directory is not None:
                 shutil.rmtree(self._directory, ignore_errors=True)
 
+    @property
+    def directory(self) -> Path:
+        """A folder that is removed when the swarm ends; nodes keep theirs in it."""
+        assert self._directory is not None, "before it is started"
+        return self._directory
+
+    def running(self) -> list[RunningNode]:
+        """Return the nodes as their operator finds them."""
+        return [
+            node for each in self.nodes for node in running(self.directory, str(self.directory / f"node-{each.number}"))
+        ]
+
     def kill(self, number: int, how: signal.Signals = signal.SIGKILL) -> None:
         """End one node as a crash would (SIGKILL), or send it another signal."""
         self.nodes[number].send_signal(how)
@@ -105,6 +120,8 @@ class LocalSwarm:
         command = [*plan.program, "start", "--json", "--model", str(plan.model), "--blocks", f"{start}:{end}"]
         command += ["--listen", "127.0.0.1:0", "--data-dir", f"{self._directory}/node-{node.number}"]
         command += ["--dtype", plan.dtype, "--threads", str(plan.threads), "--kv-memory", plan.kv_memory]
+        command += ["--price", plan.price] if plan.price else []
         for address in bootstrap:
             command += ["--bootstrap", address]
-        return [*command, *plan.arguments]
+        own = plan.own_arguments[node.number] if plan.own_arguments else ()
+        return [*command, *plan.arguments, *own]

@@ -74,6 +74,7 @@ class DirectLink(asyncio.BufferedProtocol):
         self.lane: Lane = "decode"
         self.dialed = isinstance(handshake, DialerHandshake)
         self.remote_addresses: tuple[str, ...] = ()
+        self.remote_host = ""
         self.libp2p_addresses: tuple[str, ...] = ()
         self.clock_offset_ns = 0
         self.rtt_s = 0.0
@@ -163,6 +164,7 @@ class DirectLink(asyncio.BufferedProtocol):
         if self._ended is not None or self._handshake is None:
             self._transport.abort()
             return
+        self.remote_host = str((transport.get_extra_info("peername") or ("",))[0])
         try:
             if self.dialed:
                 tls = transport.get_extra_info("ssl_object")

@@ -78,7 +78,7 @@ class DiscoveryService:
         """Stop the searches that are running; the directory belongs to its owner."""
         await self._tasks.close()
 
-    async def _lookup(self, link: Link, message: Lookup) -> tuple[Message, Body]:
+    async def _lookup(self, link: Link, message: Lookup, body: bytes) -> tuple[Message, Body]:
         found = await self._found.get(message.revision, lambda: self._search(message.revision))
         first, last = message.blocks or (0, 2**31)
         now_ns = self._clock.wall_ns()
@@ -103,7 +103,7 @@ class DiscoveryService:
                 _log.debug("record dropped reason=%s", error)
         return found
 
-    async def _publish(self, link: Link, message: Publish) -> tuple[Message, Body]:
+    async def _publish(self, link: Link, message: Publish, body: bytes) -> tuple[Message, Body]:
         if not self._may_publish(link.peer):
             return Published(request=0, stored=False, reason=f"more than {MAX_PUBLISHES} records a minute"), b""
         try:
@@ -122,7 +122,7 @@ class DiscoveryService:
         self._publishes[peer] = self._publishes.get(peer, 0) + 1
         return self._publishes[peer] <= MAX_PUBLISHES
 
-    async def _models(self, link: Link, message: Models) -> tuple[Message, Body]:
+    async def _models(self, link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
         summaries = await self._served.get("", self._directory.models)
         fitting, size = [], 0
         for summary in summaries:
@@ -132,7 +132,7 @@ class DiscoveryService:
             fitting.append(summary)
         return ModelList(request=0, models=tuple(fitting)), b""
 
-    async def _fetch(self, link: Link, message: Fetch) -> tuple[Message, Body]:
+    async def _fetch(self, link: Link, message: Fetch, body: bytes) -> tuple[Message, Body]:
         if message.revision not in self._files:
             return File(request=0, found=False), b""
         manifest, directory = self._files[message.revision]

@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 _M = TypeVar("_M", bound=Message)
 
 MessageHandler = Callable[[Link, _M, Body], None]
-RequestHandler = Callable[[Link, _M], Awaitable[tuple[Message, Body]]]
+RequestHandler = Callable[[Link, _M, bytes], Awaitable[tuple[Message, Body]]]
 LostHandler = Callable[[Link, NetError], None]
 
 _REPLY_TO: dict[type[Message], type[Message]] = {
@@ -72,6 +72,7 @@ class EndpointLimits:
     """What an endpoint puts up with."""
 
     idle_timeout_s: float = 300.0
+    request_bytes: int = 64 << 10  # of a request's body
     serving_per_link: int = 64  # requests at once; one more is answered with the Failure `busy`
     unread_bytes_per_link: int = 4 << 20  # of answers; a peer that does not read them gets `busy` too
 
@@ -241,7 +242,7 @@ class Endpoint:
         elif (handler := self._handlers.get(kind)) is not None:
             self._handle(handler, link, message, body)
         elif kind in _REPLY_TO:
-            self._start_serving(link, message)
+            self._start_serving(link, message, body)
         else:
             _log.debug("message without a handler peer=%s message=%s", link.peer, kind.__name__)
 
@@ -304,11 +305,15 @@ class Endpoint:
 
     # -- serving
 
-    def _start_serving(self, link: Link, message: AnyMessage) -> None:
+    def _start_serving(self, link: Link, message: AnyMessage, body: Body) -> None:
         number = cast("int", getattr(message, "request", 0))
         server = self._servers.get(type(message))
         if server is None:
             _send_if_open(link, to_failure(Unsupported(type(message).__name__), request=number))
+            return
+        if len(body) > self._limits.request_bytes:
+            text = f"a request of {len(body)} bytes, at most {self._limits.request_bytes} are read"
+            _send_if_open(link, _failure_of(number, text, "ask for less at a time"))
             return
         serving = self._serving.setdefault(link, {})
         unread_bytes = link.backlog_bytes
@@ -318,16 +323,18 @@ class Endpoint:
                 link, Failure(request=number, code="busy", retry="elsewhere", text=text, remedy="ask again later")
             )
             return
-        work = self._serve_one(server, link, message, number)
+        work = self._serve_one(server, link, message, bytes(body), number)
         task = self._tasks.start(work, name=f"serve {type(message).__name__}")
         serving[task] = None
         task.add_done_callback(serving.pop)
 
-    async def _serve_one(self, server: RequestHandler[Any], link: Link, message: AnyMessage, number: int) -> None:
+    async def _serve_one(
+        self, server: RequestHandler[Any], link: Link, message: AnyMessage, body: bytes, number: int
+    ) -> None:
         try:
-            reply, body = await server(link, message)
+            reply, answer = await server(link, message, body)
             if link.is_open:
-                link.send(msgspec.structs.replace(reply, request=number), body)
+                link.send(msgspec.structs.replace(reply, request=number), answer)
         except SessionError as error:
             _send_if_open(link, to_failure(error, request=number))
         except NetError as error:

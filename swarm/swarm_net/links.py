@@ -36,6 +36,7 @@ class Link(Protocol):
     lane: Lane
     dialed: bool  # by us; its `remote_addresses` are then where we dialed, else what the peer says it listens on
     remote_addresses: tuple[str, ...]
+    remote_host: str  # where the other end is, as this one sees it: an IP address, or a name in the simulator
     libp2p_addresses: tuple[str, ...]  # of the peer's DHT daemon, if it runs one (known to the dialer)
     clock_offset_ns: int  # the peer's wall clock less ours, measured by the dialer; 0 on the listener's side
     rtt_s: float  # of the greeting, measured by the dialer; 0.0 on the listener's side

@@ -101,6 +101,7 @@ class MemoryLink:
         self.lane = lane
         self.dialed = handler is not None
         self.remote_addresses: tuple[str, ...] = ()
+        self.remote_host = ""
         self.libp2p_addresses: tuple[str, ...] = ()
         self.rtt_s = 0.0
         self.handler = handler
@@ -120,6 +121,7 @@ class MemoryLink:
 
     def pair_with(self, other: "MemoryLink") -> None:
         self._other, other._other = other, self
+        self.remote_host, other.remote_host = other._transport.host, self._transport.host
 
     def idle_s(self) -> float:
         if self._users or self._other._users:

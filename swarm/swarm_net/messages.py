@@ -8,8 +8,8 @@ A field inside a part is named with it: `sampling.logit_bias`.
 
     link        Hello Welcome                         and the empty frame: a heartbeat
     discovery   Lookup Records  Publish Published  Models ModelList  Fetch File
-    session     Open Opened Refuse  Step Result  Cancel  Failure
-    reserved    Fence Credit Grant Reroute ReplayRequest ReplayRange KVTransfer Drain DialMe Audit
+    session     Open Opened Refuse  Step Result  Credit  Cancel  Failure
+    reserved    Fence Grant Reroute ReplayRequest ReplayRange KVTransfer Drain DialMe Audit
     other       Rpc RpcReply
 
 Bodies: `Step` on the way to hop 0 holds int32 little-endian token ids, [count]; further on activations,
@@ -35,6 +35,7 @@ MAX_RECORDS = 512
 MAX_MODELS = 256
 MAX_BIASED_TOKENS = 300
 MAX_GRAMMAR_BYTES = 16_000
+MAX_SECTION_BYTES = 512  # that one hop is sent with a step, sealed
 
 PeerIdText = Annotated[str, Meta(min_length=1, max_length=64)]
 AddressText = Annotated[str, Meta(min_length=1, max_length=256)]
@@ -45,6 +46,7 @@ Names = Annotated[tuple[Name, ...], Meta(max_length=64)]
 SessionId = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Digest = Annotated[bytes, Meta(max_length=64)]
 Sealed = Annotated[bytes, Meta(max_length=4096)]
+SealedRow = Annotated[bytes, Meta(max_length=MAX_HOPS * MAX_SECTION_BYTES)]  # of all later hops, one after the other
 Blob = Annotated[bytes, Meta(max_length=16384)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -343,11 +345,12 @@ class Step(Message, tag="step", kw_only=True, frozen=True):
     count: Count
     kind: StepKind = "decode"
     sample: bool = False  # draw the token behind the last of these
+    acknowledge: bool = False  # answer with a result without tokens, where nothing is drawn
     token_ids: Annotated[bytes, Meta(max_length=4 * 4096)] = b""  # int32, for the last hop: penalties, grammar
     tip: Natural = 0
     candidates: Annotated[tuple[Candidate, ...], Meta(max_length=1024)] = ()
     codec: Name = "raw"
-    sealed: Sealed = b""
+    sealed: SealedRow = b""
     trace: Digest = b""
     trail: Trail = ()
     sent_ns: int = 0  # on the receiver's clock
@@ -412,6 +415,13 @@ class Refuse(Message, tag="refuse", kw_only=True, frozen=True):
     retry_after_ms: Count = 0
 
 
+class Credit(Message, tag="credit", kw_only=True, frozen=True):
+    """Vouchers on their own, where the client sends no steps: at the end; each for the hop of its place."""
+
+    session: SessionId
+    sealed: Annotated[tuple[Sealed, ...], Meta(max_length=MAX_HOPS)] = ()
+
+
 # -- reserved --------------------------------------------------------------------------------------------------------
 
 
@@ -422,13 +432,6 @@ class Fence(Message, tag="fence", kw_only=True, frozen=True):
     epoch: Count = 0
     tip: Natural
     dead: Annotated[tuple[Natural, ...], Meta(max_length=1024)] = ()
-
-
-class Credit(Message, tag="credit", kw_only=True, frozen=True):
-    """Vouchers on their own, where the client sends no steps."""
-
-    session: SessionId
-    sealed: Annotated[tuple[Sealed, ...], Meta(max_length=MAX_HOPS)] = ()
 
 
 class Grant(Message, tag="grant", kw_only=True, frozen=True):

@@ -26,6 +26,7 @@ MAX_LIFETIME_S = 300
 MAX_CLOCK_SKEW_S = 30  # how far ahead of ours a publisher's clock may be
 BLOCK_DIGEST_BYTES = 8
 
+QUOTE_EXTENSION = "quote"  # the node's price list, opaque here; a record without one asks for nothing
 GRAMMAR_EXTENSION = "grammar"  # of a node that, as the last hop, keeps an answer to a grammar
 
 _LABEL = b"swarm-inference/record/1\0"  # what this key signs here can never be taken for anything else that it signs

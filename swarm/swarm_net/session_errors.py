@@ -12,6 +12,8 @@
     ├── ComputeFailed       the executor raised                                 elsewhere
     ├── SessionUnknown      a step for a session that is not (or no longer) open elsewhere
     ├── PositionGap         tokens are missing before the step                  here
+    ├── PaymentRefused      no way to pay that this node takes                  elsewhere
+    ├── PaymentDue          a step that is not paid for; it waits for a while   here
     ├── RewindImpossible    a running state cannot go back that far             here
     ├── SessionFull         the step goes beyond what was reserved              never
     ├── ContextTooLong      beyond what the model can attend to                 never
@@ -28,6 +30,8 @@ from typing import ClassVar, Self
 
 from swarm_net.errors import NetError
 from swarm_net.messages import Failure, Retry, Scalar
+
+MAX_AMOUNT_DIGITS = 40
 
 
 @dataclass(eq=False, kw_only=True)
@@ -222,6 +226,51 @@ class SessionUnknown(SessionError):
 
 
 @dataclass(eq=False)
+class PaymentRefused(SessionError):
+    """The node does not serve this session for what it is offered."""
+
+    reason: str
+    kind: str  # what exactly, for programs: the name of the ledger's error
+    advice: str
+
+    code: ClassVar[str] = "payment_refused"
+    retry: ClassVar[Retry] = "elsewhere"
+
+    def text(self) -> str:
+        return f"payment refused: {self.reason}"
+
+    def remedy(self) -> str:
+        return self.advice
+
+
+@dataclass(eq=False)
+class PaymentDue(SessionError):
+    """A step waits at the node until more is paid; amounts in the smallest unit, as text: they may be large."""
+
+    earned: str
+    cost: str
+    paid: str
+    window: str
+
+    code: ClassVar[str] = "payment_due"
+    retry: ClassVar[Retry] = "here"
+
+    @property
+    def needed(self) -> int:
+        """What vouchers have to come to for the step; 0 where the numbers are none."""
+        numbers = (self.earned, self.cost, self.window)
+        if not all(len(number) <= MAX_AMOUNT_DIGITS and number.isdecimal() for number in numbers):
+            return 0
+        return max(0, int(self.earned) + int(self.cost) - int(self.window))
+
+    def text(self) -> str:
+        return f"not paid for: {self.earned} earned, the next step costs {self.cost}, paid {self.paid}"
+
+    def remedy(self) -> str:
+        return f"send a voucher that leaves at most {self.window} unpaid"
+
+
+@dataclass(eq=False)
 class PositionGap(SessionError):
     """The step starts behind the end of what is cached."""
 
@@ -368,6 +417,8 @@ _LEAVES: dict[str, type[SessionError]] = {
         HopSilent,
         ComputeFailed,
         SessionUnknown,
+        PaymentRefused,
+        PaymentDue,
         PositionGap,
         RewindImpossible,
         SessionFull,

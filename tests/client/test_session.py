@@ -50,10 +50,11 @@ def test_steps_follow_one_another_whatever_else_arrives(prompt: list[int], count
     talk = session()
     ids, frames, sent = list(prompt), [], list(prompt)
     for _ in range(count):
-        step, body = talk.step(sent, sent_ns=5)
+        kind = data.draw(st.sampled_from(["prefill", "decode", "replay"]))
+        step, body = talk.step(sent, sent_ns=5, kind=kind)
         assert step.position + step.count == len(ids)
         assert list(memoryview(body).cast("i")) == sent
-        assert (step.sample, step.sent_ns, step.kind) == (True, 5, "decode" if step.position else "prefill")
+        assert (step.sample, step.acknowledge, step.sent_ns, step.kind) == (True, False, 5, kind)
         assert not frames or step.frame > frames[-1]
         frames.append(step.frame)
         right = Result(session=ID, frame=step.frame, position=len(ids), tokens=(7,))
@@ -65,6 +66,31 @@ def test_steps_follow_one_another_whatever_else_arrives(prompt: list[int], count
         assert talk.accept(right) is None, "the second copy is stale"
         sent = [drawn.token for drawn in answer.drawn]
         ids += sent
+
+
+def test_pieces_of_a_prompt_are_acknowledged_in_their_order() -> None:
+    talk = session()
+    first, _ = talk.step([1, 2], sent_ns=0, kind="prefill", draw=False)
+    second, _ = talk.step([3], sent_ns=0, kind="prefill", draw=False, sealed=b"voucher")
+    last, _ = talk.step([4, 5], sent_ns=0, kind="prefill")
+    assert [step.acknowledge for step in (first, second, last)] == [True, True, False]
+    assert (second.sealed, last.position) == (b"voucher", 3)
+    early = Result(session=ID, frame=second.frame, position=3)
+    assert talk.accept(early) is None, "the first has not been answered"
+    for step, position in ((first, 2), (second, 3)):
+        answer = talk.accept(Result(session=ID, frame=step.frame, position=position))
+        assert answer is not None
+        assert not answer.drawn
+    answer = talk.accept(Result(session=ID, frame=last.frame, position=5, tokens=(7,)))
+    assert answer is not None
+    assert [drawn.token for drawn in answer.drawn] == [7]
+
+
+def test_a_piece_is_answered_without_tokens() -> None:
+    talk = session()
+    step, _ = talk.step([1, 2], sent_ns=0, kind="prefill", draw=False)
+    with pytest.raises(BadResult):
+        talk.accept(Result(session=ID, frame=step.frame, position=2, tokens=(7,)))
 
 
 RESULTS = st.builds(

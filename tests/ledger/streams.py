@@ -118,10 +118,10 @@ class Stream:
             return
         kind, position, count, payment = session.outgoing.popleft()
         if repeats_old and self.old_payments:
-            self.earnings.pay(session.tab, read_pay(self.old_payments[0], KEY.id))
+            self.earnings.pay(session.tab, read_pay(self.old_payments[0], KEY.id)[0])
         if payment and not loses_payment:
             for _ in range(2):
-                self.earnings.pay(session.tab, read_pay(payment, KEY.id))
+                self.earnings.pay(session.tab, read_pay(payment, KEY.id)[0])
         state = self.bank.channel(KEY.id)
         assert state is not None
         self.earnings.learn(KEY, state)
@@ -130,7 +130,7 @@ class Stream:
         except PaymentMissing as refusal:
             target = session.purse.asked(refusal.needed)
             self._raise(target)
-            self.earnings.pay(session.tab, read_pay(self._pay(session.purse.voucher(target)), KEY.id))
+            self.earnings.pay(session.tab, read_pay(self._pay(session.purse.voucher(target)), KEY.id)[0])
             session.tab.check(kind, position, count, 1)  # who keeps to the rules is served
         before = session.tab.meter.amount
         session.tab.charge(kind, position, count, 1)
@@ -155,7 +155,7 @@ class Stream:
             self._raise(target)
             payment = self._pay(session.purse.voucher(target))
             if not loses_payment:
-                self.earnings.pay(session.tab, read_pay(payment, KEY.id))
+                self.earnings.pay(session.tab, read_pay(payment, KEY.id)[0])
                 self._save()
 
     def lose(self, number: int) -> None:

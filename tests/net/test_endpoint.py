@@ -202,7 +202,7 @@ async def test_errors_of_dialing_are_typed(make: MakeEndpoint) -> None:
 async def test_requests_find_their_answers_in_any_order(make: MakeEndpoint) -> None:
     near, far = make(), make()
 
-    async def slow_first(link: Link, message: Fetch) -> tuple[Message, Body]:
+    async def slow_first(link: Link, message: Fetch, body: bytes) -> tuple[Message, Body]:
         await asyncio.sleep(0.02 if message.name == "a" else 0)
         return File(request=0), message.name.encode()
 
@@ -218,7 +218,7 @@ async def test_requests_find_their_answers_in_any_order(make: MakeEndpoint) -> N
 async def test_both_ends_may_ask_over_one_link(make: MakeEndpoint) -> None:
     near, far = make(), make()
 
-    async def nothing(link: Link, message: Lookup) -> tuple[Message, Body]:
+    async def nothing(link: Link, message: Lookup, body: bytes) -> tuple[Message, Body]:
         return Records(request=0), b""
 
     near.serve(Lookup, nothing)
@@ -236,7 +236,7 @@ async def test_both_ends_may_ask_over_one_link(make: MakeEndpoint) -> None:
 async def test_failures_of_requests_are_typed(make: MakeEndpoint, caplog: pytest.LogCaptureFixture) -> None:
     near, far = make(), make()
 
-    async def fail(link: Link, message: Lookup) -> tuple[Message, Body]:
+    async def fail(link: Link, message: Lookup, body: bytes) -> tuple[Message, Body]:
         errors: dict[str, Exception] = {
             "session": SessionUnknown(hop=2, peer="x"),
             "net": PeerUnreachable(peer="p", addresses=(), reason="gone"),
@@ -244,7 +244,7 @@ async def test_failures_of_requests_are_typed(make: MakeEndpoint, caplog: pytest
         }
         raise errors[message.revision]
 
-    async def wrong_kind(link: Link, message: Models) -> tuple[Message, Body]:
+    async def wrong_kind(link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
         return Published(request=0), b""
 
     far.serve(Lookup, fail)
@@ -268,7 +268,7 @@ async def test_failures_of_requests_are_typed(make: MakeEndpoint, caplog: pytest
 async def test_a_request_ends_with_its_timeout_or_its_link(make: MakeEndpoint) -> None:
     near, far, served = make(), make(), Mailbox()
 
-    async def never(link: Link, message: Models) -> tuple[Message, Body]:
+    async def never(link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
         served(link, message, b"")
         await asyncio.get_running_loop().create_future()
         return ModelList(request=0), b""
@@ -290,7 +290,7 @@ async def test_a_request_ends_with_its_timeout_or_its_link(make: MakeEndpoint) -
 async def test_only_so_many_requests_are_served_at_once(make: MakeEndpoint) -> None:
     near, far, go = make(), make(EndpointLimits(serving_per_link=2)), asyncio.Event()
 
-    async def wait(link: Link, message: Models) -> tuple[Message, Body]:
+    async def wait(link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
         await go.wait()
         return ModelList(request=0), b""
 
@@ -306,7 +306,7 @@ async def test_only_so_many_requests_are_served_at_once(make: MakeEndpoint) -> N
 async def test_an_answer_counts_only_on_the_link_of_its_question(make: MakeEndpoint) -> None:
     near, far, forger, asked = make(), make(), make(), Mailbox()
 
-    async def answer_late(link: Link, message: Models) -> tuple[Message, Body]:
+    async def answer_late(link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
         asked(link, message, b"")
         await forged.wait()
         return ModelList(request=0), b"true"
@@ -378,7 +378,7 @@ async def test_idle_links_are_closed_and_warm_ones_are_not(make: MakeEndpoint) -
 async def test_close_ends_everything_at_once(make: MakeEndpoint) -> None:
     near, far, lost = make(), make(), asyncio.Event()
 
-    async def never(link: Link, message: Rpc) -> tuple[Message, Body]:
+    async def never(link: Link, message: Rpc, body: bytes) -> tuple[Message, Body]:
         await asyncio.get_running_loop().create_future()
         return ModelList(request=0), b""
 
