@@ -116,8 +116,8 @@ the demo model's, padded: a real one of that size takes longer to compile for.""
     Section(
         "ledger",
         "Paying for tokens",
-        """The same swarm with prices and without, in turns, and what the code on the token's way takes alone. Aims: 0.97
-times the tokens/s; 60 us a hop on the client, 80 us on a node, with a voucher at every step.""",
+        """The same swarm with prices and without, in turns, and what the code on the token's way takes alone. Aims:
+0.97 times the tokens/s; 60 us a hop on the client, 80 us on a node, with a voucher at every step.""",
         ("ledger.py",),
     ),
     Section(

@@ -63,6 +63,18 @@ def test_a_client_that_stops_paying_gets_the_window_and_no_more() -> None:
     tab.check("decode", position, 1, 0)
 
 
+def test_a_lease_is_given_no_longer_than_it_is_paid_for() -> None:
+    tab, channel = opened(earnings())
+
+    def lease_on() -> None:
+        for _ in range(10**6):
+            tab.lease(3600)
+
+    with pytest.raises(PaymentMissing):
+        lease_on()
+    assert 0 < channel.earned == channel.unpaid <= WINDOW
+
+
 def test_a_piece_larger_than_the_window_is_paid_ahead() -> None:
     node = earnings()
     tab, channel = opened(node)
