@@ -266,7 +266,10 @@ class Cashier:
             self._saving.cancel()
             self._saving = None
         window = self.present.amount(self.present.window_ns)
-        self._store.save(self._earnings, most_at_risk=max(1, window))
+        try:
+            self._store.save(self._earnings, most_at_risk=max(1, window))
+        except LedgerError as error:  # vouchers stay in memory, and are tried again with the next ones
+            log.error("vouchers not stored: %s; %s", error, error.remedy())
 
 
 def session_context(message: Open) -> bytes:

@@ -1,8 +1,8 @@
 """A node: takes sessions and steps from its links, has them computed, and sends what comes out to the next hop.
 
-Owns the shell around the pure parts: `sessions.py` decides what is accepted, `scheduler.py` what runs, the compute
-driver runs it. It starts no process, reads no file and knows neither torch nor the DHT; `program.py` builds it from
-real parts, the simulator from simulated ones.
+Owns the shell around the pure parts, once a session is open (`openings.py` brings it there): `sessions.py` decides what
+is accepted, `scheduler.py` what runs, the compute driver runs it. It starts no process, reads no file and knows neither
+torch nor the DHT; `program.py` builds it from real parts, the simulator from simulated ones.
 
     Open     admit, dial the next hop, pass it on, wait for its Opened, answer Opened
     Step     collect, accept, queue                           -> compute
@@ -26,21 +26,19 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import msgspec
 
-from swarm_net.endpoint import Endpoint
+from swarm_net.endpoint import Endpoint, send_if_open
 from swarm_net.errors import LinkLost, NetError
-from swarm_net.links import LANES, Body, Clock, Link, PeerId
+from swarm_net.links import Body, Clock, Link
 from swarm_net.messages import (
     Cancel,
     Credit,
     Failure,
-    HopGrant,
     HopTiming,
     Load,
-    Message,
     ModelId,
     Open,
     Opened,
@@ -50,15 +48,10 @@ from swarm_net.messages import (
     StepKind,
     TokenLogprob,
 )
-from swarm_net.prefixes import prefix_scope
 from swarm_net.session_errors import (
-    ComputeFailed,
     Draining,
     GrammarRefused,
     HopLost,
-    HopSilent,
-    HopUnreachable,
-    Overloaded,
     PaymentRefused,
     SessionError,
     SessionUnknown,
@@ -66,10 +59,12 @@ from swarm_net.session_errors import (
 )
 from swarm_net.tasks import TaskScope
 from swarm_node.cashier import Cashier
-from swarm_node.compute import Adopt, Command, Compute, Drop, Hold, Ran, Release, Void
+from swarm_node.compute import Command, Compute, Drop, Hold, Ran, Release, Void
 from swarm_node.dues import Dues
-from swarm_node.executor import Prefix, SpanFacts
+from swarm_node.executor import SpanFacts
 from swarm_node.grammars import Grammars, Matcher
+from swarm_node.limits import NodeLimits
+from swarm_node.openings import Openings, Owner
 from swarm_node.scheduler import Work
 from swarm_node.sessions import Session, SessionTable
 
@@ -77,25 +72,6 @@ log = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.01
 TOKEN_BY_TOKEN: tuple[StepKind, ...] = ("decode", "verify")
-
-
-PrefixSharing = Literal["off", "client", "everyone"]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeLimits:
-    """What a node allows."""
-
-    idle_timeout_s: float = 300.0
-    dial_timeout_s: float = 5.0
-    hold_above_bytes: int = 8 << 20  # of activations that wait at a link: then nothing more is computed for it
-    release_below_bytes: int = 2 << 20
-    prefix_sharing: PrefixSharing = "client"
-    max_waiting_s: float = 60.0  # what queued prompts may take; with more, new sessions are refused
-    prefill_tokens_per_s: float = 0.0  # as measured at the start; 0: not known
-    pay_timeout_s: float = 5.0  # for which a step waits for its payment
-    lease_grace_s: float = 30.0  # for which a session is kept when its lease is over
-    max_opening: int = 256  # openings that wait for their next hop; one more is refused
 
 
 class Node:
@@ -109,10 +85,11 @@ class Node:
         facts: SpanFacts,
         model: ModelId,
         clock: Clock,
-        limits: NodeLimits = NodeLimits(),
+        limits: NodeLimits | None = None,
         grammars: Grammars | None = None,
         cashier: Cashier | None = None,
     ) -> None:
+        limits = limits or NodeLimits()
         self.facts = facts
         self.model = model
         self.table = SessionTable(facts, endpoint.peer, model.revision, model.name, grammars is not None)
@@ -121,13 +98,10 @@ class Node:
         self._compute = compute
         self._clock = clock
         self._limits = limits
-        self._grammars = grammars
-        self._openings: dict[bytes, _Opening] = {}
         self._commands: list[Command] = []
         self._busy = BusyShare()
         self._decode_s = 0.0  # what the last batch of decode steps took, and the next one probably will
         self._slow_links: list[Link] = []  # whose sessions wait until what was sent has left
-        self._draining = False
         self._tasks = TaskScope()
         self._dues = Dues(
             cashier,
@@ -137,15 +111,25 @@ class Node:
             take=self._take,
             fail=self._fail,
             is_open=lambda session: self.table.sessions.get(session.id) is session,
-            send=_send,
+            send=send_if_open,
+        )
+        self._openings = Openings(
+            endpoint=endpoint,
+            table=self.table,
+            dues=self._dues,
+            grammars=grammars,
+            limits=limits,
+            clock=clock,
+            tasks=self._tasks,
+            owner=Owner(self._submit, self._forget, self.load, self.served.opened),
         )
 
     async def __aenter__(self) -> Self:
         self._tasks.start(self._sweep(), name="sweep idle sessions")
         self._compute.start(self._on_ran)
-        self._endpoint.on(Open, self._on_open)
-        self._endpoint.on(Opened, self._on_opened)
-        self._endpoint.on(Refuse, self._on_refuse)
+        self._endpoint.on(Open, self._openings.on_open)
+        self._endpoint.on(Opened, self._openings.on_opened)
+        self._endpoint.on(Refuse, self._openings.on_refuse)
         self._endpoint.on(Failure, self._on_failure)
         self._endpoint.on(Step, self._on_step)
         self._endpoint.on(Credit, self._on_credit)
@@ -162,7 +146,7 @@ class Node:
 
     def drain(self) -> None:
         """Take no more sessions and end those that run: their clients hear at once and go elsewhere."""
-        self._draining = True
+        self._openings.is_draining = True
         for session in list(self.table.sessions.values()):
             self._fail(session, Draining())
 
@@ -176,156 +160,13 @@ class Node:
             kv_tokens=self.facts.kv_tokens,
         )
 
-    # -- opening -----------------------------------------------------------------------------------------------------
-
-    def _on_open(self, link: Link, message: Open, body: Body) -> None:
-        try:
-            if self._draining:
-                raise Draining()
-            if len(self._openings) >= self._limits.max_opening:
-                raise ComputeFailed(reason=f"{self._limits.max_opening} sessions are being opened already")
-            self._check_queue()
-            session = self.table.open(message, link, self._clock.monotonic())
-        except SessionError as error:
-            self._refuse(link, message, error)
-            return
-        link.keep_warm(1)
-        task = self._tasks.start(self._connect(session), name="open session")
-        self._openings[session.id] = _Opening(task, asyncio.get_running_loop().create_future())
-
-    def _check_queue(self) -> None:
-        """Raise Overloaded if what waits takes longer than a new session should."""
-        limits = self._limits
-        if limits.prefill_tokens_per_s:
-            waiting_s = self.load().queued_tokens / limits.prefill_tokens_per_s
-            if waiting_s > limits.max_waiting_s:
-                raise Overloaded(waiting_ms=int(waiting_s * 1000), limit_ms=int(limits.max_waiting_s * 1000))
-
-    async def _connect(self, session: Session) -> None:
-        """Reach the next hop and have it open the session, or on the last hop find the client's link."""
-        message, started_s = session.open, self._clock.monotonic()
-        deadline_s = message.deadline_ms / 1000
-        try:
-            async with asyncio.timeout(deadline_s):
-                adopted = self._adopt_prefix(session)
-                admitted = self._tasks.start(self._dues.admit(session), name="look at a channel")
-                try:
-                    grants = await self._open_rest(session, started_s + deadline_s)
-                    await admitted
-                finally:
-                    admitted.cancel()
-                session.begin_at(await adopted)
-        except SessionError as error:
-            self._give_up(session, error)
-        except TimeoutError:
-            self._give_up(session, HopSilent(waited_ms=message.deadline_ms))
-        except NetError as error:
-            target = session.next_spec.peer if session.next_spec else message.client
-            self._give_up(session, HopUnreachable(target=target, reason=str(error)))
-        except Exception as error:  # a bug of ours must end this session, not the node
-            log.exception("opening failed session=%s", session.id.hex()[:8])
-            self._give_up(session, ComputeFailed(reason=type(error).__name__))
-        else:
-            del self._openings[session.id]
-            lease_s, sealed = self._dues.grant(session)
-            own = HopGrant(
-                hop=session.hop,
-                max_tokens=message.max_tokens,
-                idle_timeout_ms=int(self._limits.idle_timeout_s * 1000),
-                cached_tokens=session.tail,
-                lease_s=lease_s,
-                sealed=sealed,
-            )
-            session.is_ready = True
-            session.touched_s = self._clock.monotonic()
-            self.served.sessions += 1
-            _send(session.upstream, Opened(session=session.id, grants=(own, *grants)))
-
-    def _adopt_prefix(self, session: Session) -> asyncio.Future[int]:
-        """Ask, while later hops are reached, how much of the session's prompt is kept; done when the thread looked."""
-        message, cached = session.open, asyncio.get_running_loop().create_future()
-        if not message.prefix or self._limits.prefix_sharing == "off" or not session.may_begin_later:
-            cached.set_result(0)
-            return cached
-        everyone = self._limits.prefix_sharing == "everyone"
-        scope = prefix_scope(message, upstream=session.upstream.peer, everyone=everyone)
-
-        def adopted(tokens: int) -> None:
-            if not cached.done():
-                cached.set_result(tokens)
-
-        self._submit(Adopt(session.id, Prefix(scope, message.prefix), adopted))
-        return cached
-
-    async def _open_rest(self, session: Session, deadline_s: float) -> tuple[HopGrant, ...]:
-        message, spec = session.open, session.next_spec
-        if spec is None:
-            reply = self._endpoint.get(PeerId(message.client))
-            if reply is None:
-                raise HopUnreachable(target=message.client, reason="the client has no link to the last hop")
-            session.reply = reply
-            reply.keep_warm(1)
-            if message.sampling.grammar:
-                assert self._grammars is not None, "the table refuses grammars that nobody can compile"
-                session.matcher = await self._grammars.matcher(message.sampling.grammar)
-            return ()
-        for lane in LANES:
-            link = await self._endpoint.link(
-                PeerId(spec.peer), spec.addresses, lane=lane, timeout_s=self._limits.dial_timeout_s
-            )
-            session.downstream[lane] = link
-            link.keep_warm(1)
-        left_ms = int((deadline_s - self._clock.monotonic()) * 1000)
-        opening = self._openings[session.id]
-        session.downstream["decode"].send(
-            msgspec.structs.replace(message, hop=message.hop + 1, deadline_ms=max(1, left_ms))
-        )
-        return (await opening.opened).grants
-
-    def _give_up(self, session: Session, error: SessionError) -> None:
-        if self._forget(session, cancel=error.code):
-            self._refuse(session.upstream, session.open, error)
-
-    def _refuse(self, link: Link, message: Open, error: SessionError) -> None:
-        log.info("refuse session=%s reason=%s", message.session.hex()[:8], error.code)
-        failure = to_failure(error.at(message.hop, self._endpoint.peer), session=message.session)
-        # Until half of the limit waits: whoever comes back at the same time finds room.
-        retry_after_ms = error.waiting_ms - error.limit_ms // 2 if isinstance(error, Overloaded) else 0
-        refusal = Refuse(session=message.session, failure=failure, load=self.load(), retry_after_ms=retry_after_ms)
-        _send(link, refusal)
-
-    def _on_opened(self, link: Link, message: Opened, body: Body) -> None:
-        opening = self._opening_of(message.session, link)
-        if opening is None or opening.opened.done():
-            return
-        session = self.table.sessions[message.session]
-        later_hops = len(session.open.hops) - session.hop - 1
-        if len(message.grants) == later_hops:
-            opening.opened.set_result(message)
-        else:
-            reason = f"it answers with {len(message.grants)} grants for {later_hops} hops"
-            opening.opened.set_exception(HopUnreachable(target=link.peer, reason=reason))
-
-    def _on_refuse(self, link: Link, message: Refuse, body: Body) -> None:
-        """The next hop refuses: pass its words on, with its load, and end the opening here."""
-        if self._opening_of(message.session, link) is None:
-            return
-        session = self.table.sessions[message.session]
-        if self._forget(session, cancel=None):
-            _send(session.upstream, message)
-
-    def _opening_of(self, session: bytes, link: Link) -> _Opening | None:
-        """The opening that waits for this link's answer."""
-        known, opening = self.table.sessions.get(session), self._openings.get(session)
-        return opening if known is not None and link is known.downstream.get("decode") else None
-
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _on_step(self, link: Link, message: Step, body: Body) -> None:
         try:
             session = self.table.find(message.session, link.peer)
         except SessionUnknown as error:
-            _send(link, to_failure(error, session=message.session))
+            send_if_open(link, to_failure(error, session=message.session))
             return
         try:
             self._dues.pass_on(session, link, message, body)
@@ -367,7 +208,7 @@ class Node:
             self._fail(session, error)
             return
         if any(message.sealed[session.hop + 1 :]) and (after := session.downstream.get("decode")) is not None:
-            _send(after, message)
+            send_if_open(after, message)
 
     async def _mask(self, session: Session, matcher: Matcher, work: Work) -> None:
         """Find out what may stand behind a step, while it and the steps behind it wait."""
@@ -513,7 +354,7 @@ class Node:
             message = msgspec.structs.replace(message, hop=session.hop + 1, peer=link.peer)
         if message.retry != "here":
             self._forget(session, cancel=None)
-        _send(session.upstream, message)
+        send_if_open(session.upstream, message)
 
     def _on_lost(self, link: Link, reason: NetError) -> None:
         for session in self.table.using(link):
@@ -527,16 +368,15 @@ class Node:
             log.info("session failed session=%s reason=%s", session.id.hex()[:8], error)
             self.served.failed += 1
             self._forget(session, cancel=error.code)
-        _send(session.upstream, failure)
+        send_if_open(session.upstream, failure)
 
     def _forget(self, session: Session, *, cancel: str | None) -> bool:
         """End a session here, and with a reason to `cancel` at all later hops; False if it had ended already."""
         if not self.table.remove(session):
             return False
-        if (opening := self._openings.pop(session.id, None)) is not None:
-            opening.stop()
+        self._openings.stop(session)
         if cancel is not None and (link := session.downstream.get("decode")) is not None:
-            _send(link, Cancel(session=session.id, reason=cancel))
+            send_if_open(link, Cancel(session=session.id, reason=cancel))
         for link in session.links:
             link.keep_warm(-1)
         if session.matcher is not None:
@@ -564,6 +404,10 @@ class Served:
     failed: int = 0
     tokens: int = 0
 
+    def opened(self) -> None:
+        """One more session is served."""
+        self.sessions += 1
+
 
 class BusyShare:
     """The share of recent time spent computing, as an exponential average over `horizon_s`."""
@@ -585,24 +429,6 @@ class BusyShare:
         if self._until_s is None:
             return 0.0
         return self._share * math.exp(-max(0.0, now_s - self._until_s) / self._horizon_s)
-
-
-class _Opening:
-    """A session that waits for its later hops."""
-
-    def __init__(self, task: asyncio.Task[None], opened: asyncio.Future[Opened]) -> None:
-        self.task = task
-        self.opened = opened
-
-    def stop(self) -> None:
-        if self.task is not asyncio.current_task():
-            self.task.cancel()
-
-
-def _send(link: Link, message: Message) -> None:
-    """Send what the other end may not be there to hear, or may refuse to take."""
-    with contextlib.suppress(NetError):
-        link.send(message)
 
 
 def _forget_waiting(session: Session, tokens: int) -> None:

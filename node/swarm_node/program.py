@@ -37,7 +37,8 @@ from swarm_node.errors import BadSetting
 from swarm_node.grammars import GrammarProcesses
 from swarm_node.income import Income, Machine, describe
 from swarm_node.joining import announced, libp2p_listen, listen, reach
-from swarm_node.node import Node, NodeLimits
+from swarm_node.limits import NodeLimits
+from swarm_node.node import Node
 from swarm_node.operator import serve_operator
 from swarm_node.pricing import Measured, rate
 from swarm_node.reporting import JsonReporter, PeopleReporter, Reporter

@@ -279,7 +279,7 @@ class Endpoint:
             handler(link, message, body)
         except SessionError as error:
             if session is not None and not isinstance(message, Failure):
-                _send_if_open(link, to_failure(error, session=session))
+                send_if_open(link, to_failure(error, session=session))
             else:
                 _log.warning("message dropped peer=%s message=%s reason=%s", link.peer, type(message).__name__, error)
         except (Malformed, NotUnderstood) as error:
@@ -309,17 +309,17 @@ class Endpoint:
         number = cast("int", getattr(message, "request", 0))
         server = self._servers.get(type(message))
         if server is None:
-            _send_if_open(link, to_failure(Unsupported(type(message).__name__), request=number))
+            send_if_open(link, to_failure(Unsupported(type(message).__name__), request=number))
             return
         if len(body) > self._limits.request_bytes:
             text = f"a request of {len(body)} bytes, at most {self._limits.request_bytes} are read"
-            _send_if_open(link, _failure_of(number, text, "ask for less at a time"))
+            send_if_open(link, _failure_of(number, text, "ask for less at a time"))
             return
         serving = self._serving.setdefault(link, {})
         unread_bytes = link.backlog_bytes
         if len(serving) >= self._limits.serving_per_link or unread_bytes > self._limits.unread_bytes_per_link:
             text = f"busy: {len(serving)} requests of this peer are being served, {unread_bytes} bytes wait to be read"
-            _send_if_open(
+            send_if_open(
                 link, Failure(request=number, code="busy", retry="elsewhere", text=text, remedy="ask again later")
             )
             return
@@ -336,12 +336,12 @@ class Endpoint:
             if link.is_open:
                 link.send(msgspec.structs.replace(reply, request=number), answer)
         except SessionError as error:
-            _send_if_open(link, to_failure(error, request=number))
+            send_if_open(link, to_failure(error, request=number))
         except NetError as error:
-            _send_if_open(link, _failure_of(number, str(error), error.remedy()))
+            send_if_open(link, _failure_of(number, str(error), error.remedy()))
         except Exception as error:
             _log.exception("request failed peer=%s request=%s", link.peer, type(message).__name__)
-            _send_if_open(link, _failure_of(number, f"the peer met a {type(error).__name__}", "ask another node"))
+            send_if_open(link, _failure_of(number, f"the peer met a {type(error).__name__}", "ask another node"))
 
     # -- dialing
 
@@ -408,7 +408,8 @@ class Endpoint:
         return [link for siblings in self._links.values() for link in siblings]
 
 
-def _send_if_open(link: Link, message: Message) -> None:
+def send_if_open(link: Link, message: Message) -> None:
+    """Send what the other end may not be there to hear, or may refuse to take."""
     with contextlib.suppress(NetError):  # also a peer that takes only smaller frames
         link.send(message)
 

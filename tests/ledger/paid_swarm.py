@@ -39,7 +39,8 @@ from swarm_node.announcer import Announcement, Announcer
 from swarm_node.cashier import Cashier
 from swarm_node.compute import VirtualCompute
 from swarm_node.executor import SpanFacts
-from swarm_node.node import Node, NodeLimits
+from swarm_node.limits import NodeLimits
+from swarm_node.node import Node
 from swarm_node.pricing import make_quote
 from swarm_node.scheduler import Scheduler
 from swarm_sim.digest_executor import MAX_CONTEXT_TOKENS, DigestExecutor, Speed, digest_facts

@@ -16,7 +16,8 @@ from swarm_net.links import Body, Link, PeerId
 from swarm_net.memory import DelayPolicy, MemoryNetwork, MemoryTransport, no_delay
 from swarm_net.messages import Failure, HopSpec, Message, ModelId, Open, Opened, Refuse, Result, Step
 from swarm_node.compute import VirtualCompute
-from swarm_node.node import Node, NodeLimits, PrefixSharing
+from swarm_node.limits import NodeLimits, PrefixSharing
+from swarm_node.node import Node
 from swarm_node.scheduler import Scheduler
 from swarm_sim.digest_executor import DigestExecutor, Speed, digest_facts
 from swarm_sim.digest_model import continuation
