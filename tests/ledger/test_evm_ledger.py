@@ -1,6 +1,8 @@
 """The ledger on a chain, on eth-tester's: the same story as everywhere, and what only a chain does."""
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -266,3 +268,9 @@ def test_many_things_at_once() -> None:
         assert [event.kind for event in await payer.history(4)] == ["deposited"] * 4
 
     run(main())
+
+
+def test_what_a_chain_needs_leaves_the_limit_of_recursion_alone() -> None:
+    code = "import sys; import swarm_sim.local_money, swarm_sim.local_chain; print(sys.getrecursionlimit())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) == 1000
