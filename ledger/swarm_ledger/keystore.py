@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from eth_account import Account as Keyfile
-
 from swarm_ledger.accounts import Account, address_text
 from swarm_ledger.errors import BadKeyFile
+from swarm_ledger.recursion_limit import kept_recursion_limit
+
+with kept_recursion_limit():
+    from eth_account import Account as Keyfile
 
 PASSWORD_VARIABLE: Final = "SWARM_LEDGER_PASSWORD"  # noqa: S105
 MOST_BYTES: Final = 16_384

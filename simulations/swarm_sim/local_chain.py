@@ -16,8 +16,6 @@ from typing import Any, Final
 
 from eth_account import Account as Signer
 from eth_account.typed_transactions.typed_transaction import TypedTransaction
-from eth_tester import EthereumTester
-from eth_tester.exceptions import TransactionFailed
 from hexbytes import HexBytes
 from web3 import EthereumTesterProvider, Web3
 from web3.middleware import combine_middleware
@@ -25,6 +23,11 @@ from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from swarm_ledger.accounts import KEY_BYTES, Account
+from swarm_ledger.recursion_limit import kept_recursion_limit
+
+with kept_recursion_limit():
+    from eth_tester import EthereumTester
+    from eth_tester.exceptions import TransactionFailed
 
 RICH: Final = tuple(Account(number.to_bytes(KEY_BYTES, "big")) for number in range(1, 11))  # each has a million coins
 _REVERT_CODE: Final = 3  # as geth's

@@ -13,12 +13,7 @@
 Imported only where a chain is used: web3 takes two seconds and 60 MB.
 """
 
-import sys
+from swarm_ledger.recursion_limit import kept_recursion_limit
 
-# Where eth-tester is installed, web3 imports it, and py-evm raises Python's limit of recursion a hundredfold: whatever
-# recurses for ever then (a stranger's chat template, for one) would end the process and not the call.
-_limit = sys.getrecursionlimit()
-try:
+with kept_recursion_limit():
     import web3 as web3
-finally:
-    sys.setrecursionlimit(_limit)
