@@ -15,9 +15,9 @@ from typing import Final
 STRETCH: Final = 1.75  # of a decode step beside a prefill, on average; with what comes on top, it stays below twice
 MOST_CREDIT: Final = 2.5  # decode steps: how long one may be held up at a time
 WORTH_TOKENS: Final = 16  # of prefill in one piece: fewer are not worth what they cost besides
-LEAST_TOKENS: Final = 2  # when all the credit there may be is there: a prompt always moves on
 PATIENCE: Final = 1.5  # times what a session is usually away: a processor may idle for so long for its next step
 MISSED: Final = 3.0  # times what a session is usually away, after which it is not waited for any more
+TICK_S: Final = 1e-4
 WEIGHT: Final = 0.3  # of the newest measurement
 
 
@@ -31,10 +31,11 @@ class Pace:
         self._left_s: float | None = None  # when the last outputs of decode steps left
         self._credit_s = 0.0
         self._held_until_s = 0.0  # when the last batch of prefill alone has ended
+        self._held_s = 0.0  # and how long it took
 
     def took_decode(self, arrived_s: float) -> None:
         """A batch with decode steps begins, the first of which came then."""
-        self._credit_s -= max(0.0, self._held_until_s - arrived_s)
+        self._credit_s -= min(max(0.0, self._held_until_s - arrived_s), self._held_s)
         self._held_until_s = 0.0
         if self._left_s is not None:
             away_s = max(0.0, arrived_s - self._left_s)
@@ -56,36 +57,38 @@ class Pace:
             if decode_tokens:
                 self._credit_s -= added_s
             else:
-                self._held_until_s = now_s
+                self._held_until_s, self._held_s = now_s, seconds
 
-    @property
-    def expected_s(self) -> float:
-        """By when the next decode step should have come, with some patience."""
-        return (self._left_s or 0.0) + PATIENCE * (self._away_s or 0.0)
+    def look_again_s(self, now_s: float) -> float:
+        """When prefill may run alone after all, if no decode step comes: it is late then, or will not come."""
+        left_s, away_s = self._left_s or 0.0, self._away_s or 0.0
+        late_s = left_s + PATIENCE * away_s
+        return late_s if now_s < late_s else left_s + MISSED * (away_s + (self._decode_s or 0.0)) + TICK_S
 
     def prefill_budget(self, now_s: float, *, decodes: bool, most: int) -> int:
         """Return how many tokens of prefill to add to a batch that decodes, or to run alone; at most `most`.
 
-        0 alone: nothing before `expected_s`.
+        0 alone: nothing before `look_again_s`.
         """
         if self._decode_s is None or self._left_s is None:
             return most
         if decodes:
             is_full = self._credit_s >= MOST_CREDIT * self._decode_s
-            return self._worth(self._credit_s, LEAST_TOKENS if is_full else 0, most)
+            return self._worth(self._credit_s, WORTH_TOKENS if is_full else 0, most)
         away_s, idle_s = self._away_s or 0.0, now_s - self._left_s
         if idle_s > MISSED * (away_s + self._decode_s):
             return most
-        is_due = now_s >= self.expected_s
-        spare_s = away_s - idle_s - self._decode_s if self._credit_s >= 0.0 else 0.0
-        return self._worth(spare_s, LEAST_TOKENS if is_due else 0, most)
+        if self._credit_s < 0.0:
+            return 0  # a step has waited for prefill
+        is_late = idle_s >= PATIENCE * away_s
+        return self._worth(away_s - idle_s - self._decode_s, WORTH_TOKENS if is_late else 0, most)
 
     def _worth(self, spare_s: float, least: int, most: int) -> int:
-        """Return how many tokens some time pays for: enough to be worth a piece, or the least."""
+        """Return how many tokens some time pays for, if they are worth a piece, or the least."""
         if self._prefill_token_s is None:
             return min(most, WORTH_TOKENS if spare_s > 0.0 else least)
         tokens = int(max(spare_s, 0.0) / self._prefill_token_s)
-        return min(most, tokens if tokens >= WORTH_TOKENS else max(least, tokens if least else 0))
+        return min(most, tokens if tokens >= WORTH_TOKENS else least)
 
 
 def _averaged(before: float | None, newest: float) -> float:

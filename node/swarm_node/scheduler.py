@@ -54,7 +54,7 @@ class Work:
     @property
     def is_urgent(self) -> bool:
         """Whether somebody waits for it token by token."""
-        return self.left == 1 or self.kind == "verify"
+        return self.kind == "verify" or (self.kind == "decode" and self.count == 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Scheduler:
         most = max(self.token_budget - sum(part.piece.count for part in batch), 0)
         budget = self._pace.prefill_budget(now_s, decodes=bool(batch), most=most) if most else 0
         if not batch and budget == 0:
-            self.wait_until_s = self._pace.expected_s
+            self.wait_until_s = self._pace.look_again_s(now_s)
         for work in prefills:
             tokens = min(work.left, self.chunk_tokens, budget)
             if tokens == 0:
@@ -164,7 +164,7 @@ class Scheduler:
 
     def ran(self, batch: Sequence[Slice], started_s: float, ended_s: float) -> None:
         """A batch from `next` has run."""
-        urgent = sum(part.piece.count for part in batch if part.piece.count == 1 or part.work.kind == "verify")
+        urgent = sum(part.piece.count for part in batch if part.work.is_urgent)
         tokens = sum(part.piece.count for part in batch)
         self._pace.ran(ended_s, decode_tokens=urgent, prefill_tokens=tokens - urgent, seconds=ended_s - started_s)
 
