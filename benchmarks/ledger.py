@@ -1,4 +1,4 @@
-"""What paying costs a token: `python benchmarks/ledger.py [--repeats 7]`.
+"""What paying costs a token: `python benchmarks/ledger.py [--repeats 20]`.
 
 Two swarms of two real nodes each with the demo model, one that asks for money (an embedded bank, credits) and one that
 asks for nothing, take turns; tokens/s behind the first token. Below that, what the code on the token's way takes,
@@ -67,10 +67,11 @@ async def run(repeats: int, progress: Progress) -> tuple[list[float], list[float
         ) as paid_model,
     ):
         for number in range(repeats + 1):
-            first, second = await tokens_per_s(free_model, number), await tokens_per_s(paid_model, number)
+            order = (free_model, paid_model) if number % 2 else (paid_model, free_model)
+            rates = {remote is paid_model: await tokens_per_s(remote, number) for remote in order}
             if number:  # the first pair warms up
-                free.append(first)
-                paid.append(second)
+                free.append(rates[False])
+                paid.append(rates[True])
                 progress.advance(task)
     return free, paid
 
@@ -142,7 +143,7 @@ def spread(values: list[float], form: Callable[[float], str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=20)
     asked = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 140)
     with Progress(console=console, transient=True) as progress, tempfile.TemporaryDirectory() as folder:
