@@ -69,7 +69,9 @@ class Step:
             self.stretches.append(Stretch(len(self.position_list), count, table.tokens, first_slot, all_slots))
             self.position_list.extend(range(past, table.tokens))
         self.tokens = len(self.position_list)
+        # The ends alone do not tell: pages 5, 9, 7 begin and end where 5, 6, 7 do.
         in_order = len(tables) == 1 and slots[-1] - slots[0] == len(slots) - 1
+        in_order = in_order and (tables[0].contiguous or slots == list(range(slots[0], slots[-1] + 1)))
         self.first_slot = slots[0] if in_order else None
 
     @cached_property
