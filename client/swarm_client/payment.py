@@ -66,6 +66,7 @@ class SessionPayment:
         self._keeper = keeper
         self._now_s = now_s
         self._leased_until_s = 0.0
+        self._leased_on_s = 0  # since the opening
         self.prefill: Work = "replay" if is_replay else "prefill"
 
     def opening(self, place: int) -> bytes:
@@ -102,20 +103,20 @@ class SessionPayment:
 
     def send(self, kind: Work, position: int, count: int, draws: int) -> bytes:
         """Count a step; returns the sealed sections that go along. Raises OverBudget, with nothing sent."""
-        lease_s = 0
-        if self._now_s() > self._leased_until_s - RENEW_S:
-            lease_s = LEASE_S
+        renews = self._now_s() > self._leased_until_s - RENEW_S
+        if renews:
+            self._leased_on_s += LEASE_S
             self._leased_until_s += LEASE_S
         due: dict[int, int] = {}
         for place, hop in enumerate(self._hops):
             if hop is None:
                 continue
-            if lease_s:
-                hop.purse.lease(lease_s)
+            if renews:
+                hop.purse.lease(LEASE_S)
             target = hop.purse.send(kind, position, count, draws)
-            if target or lease_s:
+            if target or renews:
                 due[place] = target
-        return pack(self._sealed(due, lease_s)) if due else b""
+        return pack(self._sealed(due)) if due else b""
 
     def answered(self) -> None:
         """The oldest step that waits was answered."""
@@ -127,7 +128,7 @@ class SessionPayment:
         hop = self._hops[place]
         if hop is None:
             return None
-        return Credit(session=session, sealed=tuple(self._sealed({place: hop.purse.asked(needed)}, 0)))
+        return Credit(session=session, sealed=tuple(self._sealed({place: hop.purse.asked(needed)})))
 
     def credit(self, session: bytes) -> Credit | None:
         """Return the message that pays for all that was answered; None where that is paid."""
@@ -135,7 +136,7 @@ class SessionPayment:
         for place, hop in enumerate(self._hops):
             if hop is not None and (owed := hop.purse.last()):
                 due[place] = owed
-        return Credit(session=session, sealed=tuple(self._sealed(due, 0))) if due else None
+        return Credit(session=session, sealed=tuple(self._sealed(due))) if due else None
 
     def close(self) -> tuple[HopReceipt, ...]:
         """End the session; returns what each hop was paid for."""
@@ -159,7 +160,7 @@ class SessionPayment:
             )
         return tuple(receipts)
 
-    def _sealed(self, due: dict[int, int], lease_s: int) -> list[bytes]:
+    def _sealed(self, due: dict[int, int]) -> list[bytes]:
         """Return a section for each hop: by place, what its voucher has to come to."""
         sections = [b""] * len(self._hops)
         payments = [
@@ -168,5 +169,5 @@ class SessionPayment:
         if any(target > hop.purse.channel.ceiling for _, hop, target in payments):
             self._keeper.before_signing([hop for _, hop, _ in payments], [target for _, _, target in payments])
         for place, hop, target in payments:
-            sections[place] = hop.seal.seal(pay_section(hop.purse.voucher(target), lease_s))
+            sections[place] = hop.seal.seal(pay_section(hop.purse.voucher(target), self._leased_on_s))
         return sections

@@ -19,7 +19,7 @@ from swarm_ledger.quotes import RawAddress
 
 MAX_SECTION_BYTES = 1024
 _AMOUNT_BYTES = 16
-_LEASE_BYTES = 2
+_LEASE_BYTES = 4
 _Section = TypeVar("_Section")
 
 Salt = Annotated[bytes, Meta(max_length=32)]
@@ -79,10 +79,13 @@ def read_grant(data: bytes) -> GrantSection:
     return _read(data, _decode_grant)
 
 
-def pay_section(voucher: Voucher, lease_s: int = 0) -> bytes:
-    """Return the bytes that carry a voucher: for how long KV is leased on, its signature, the amount."""
+def pay_section(voucher: Voucher, leased_s: int = 0) -> bytes:
+    """Return the bytes that carry a voucher: how long KV was leased on in all, its signature, the amount.
+
+    Both are totals: whichever section is lost on its way, the next one makes up for it.
+    """
     signature = voucher.signature or bytes(SIGNATURE_BYTES)  # of nothing, where only the lease goes on
-    return lease_s.to_bytes(_LEASE_BYTES, "big") + signature + amount_bytes(voucher.cumulative)
+    return leased_s.to_bytes(_LEASE_BYTES, "big") + signature + amount_bytes(voucher.cumulative)
 
 
 def read_pay(data: bytes, channel: ChannelId) -> tuple[Voucher, int]:

@@ -53,6 +53,7 @@ class Paid:
     seal: Seal
     lease_s: int  # asked for at the opening
     leased_until_s: float
+    leased_on_s: int = 0  # since then
     has_begun: bool = False
 
 
@@ -171,20 +172,27 @@ class Cashier:
     def begin(self, paid: Paid, cached_tokens: int) -> None:
         """Count what the opening gave, when the first step shows where the session begins."""
         paid.has_begun = True
-        paid.tab.meter.begin(cached_tokens, paid.lease_s)
+        paid.tab.begin(cached_tokens, paid.lease_s)
 
     def collect(self, paid: Paid, sealed: bytes) -> None:
-        """Take a voucher, and a lease that goes on. Raises PaymentRefused for what is neither."""
+        """Take a voucher, and a lease that goes on if it is paid for. Raises PaymentRefused for what is neither."""
         try:
-            voucher, lease_s = read_pay(paid.seal.open(sealed), paid.tab.channel.id)
+            voucher, leased_on_s = read_pay(paid.seal.open(sealed), paid.tab.channel.id)
             self._earnings.pay(paid.tab, voucher)
         except LedgerError as error:
             raise PaymentRefused(str(error), type(error).__name__, error.remedy()) from error
-        if lease_s:
-            paid.tab.lease(lease_s)
-            paid.leased_until_s += lease_s
+        if leased_on_s > paid.leased_on_s:
+            self._lease_on(paid, leased_on_s - paid.leased_on_s)
         if self._earnings.unsaved:
             self._save_soon()
+
+    def _lease_on(self, paid: Paid, seconds: int) -> None:
+        try:
+            paid.tab.lease(seconds)
+        except PaymentMissing:
+            return  # the next voucher asks again
+        paid.leased_on_s += seconds
+        paid.leased_until_s += seconds
 
     def check(self, paid: Paid, step: Step) -> None:
         """Raise PaymentDue if a step is not paid for, PaymentRefused if nothing is served on its channel any more."""

@@ -17,7 +17,7 @@ from swarm_net.messages import Credit, Message, Step
 from swarm_net.session_errors import BadStep, PaymentDue, PaymentRefused, SessionError, to_failure
 from swarm_net.tasks import TaskScope
 from swarm_node.cashier import Cashier
-from swarm_node.sessions import Session
+from swarm_node.sessions import LEAST_STEP_BYTES, Session, SessionTable
 
 
 class Dues:
@@ -32,7 +32,7 @@ class Dues:
         timeout_s: float,
         take: Callable[[Session, Link, Step, Body], None],
         fail: Callable[[Session, SessionError], None],
-        is_open: Callable[[Session], bool],
+        table: SessionTable,
         send: Callable[[Link, Message], None],
     ) -> None:
         self._cashier = cashier
@@ -41,7 +41,7 @@ class Dues:
         self._timeout_s = timeout_s
         self._take = take
         self._fail = fail
-        self._is_open = is_open
+        self._table = table
         self._send = send
 
     async def admit(self, session: Session) -> None:
@@ -82,7 +82,7 @@ class Dues:
                 self._take(session, link, step, body)
                 return
         if self._is_open(session):
-            session.unpaid.append((step, bytes(body)))
+            self._hold(session, step, bytes(body))
 
     def charge(self, session: Session, step: Step) -> None:
         """Count a step that was accepted."""
@@ -97,19 +97,33 @@ class Dues:
             self._cashier.collect(session.paid, sealed)
             self._retry(session, self._cashier)
 
+    def _is_open(self, session: Session) -> bool:
+        return self._table.sessions.get(session.id) is session
+
+    def _hold(self, session: Session, step: Step, body: bytes) -> None:
+        """Keep a step until it is paid for. Raises PaymentRefused where too much waits already."""
+        session.unpaid_bytes += max(len(body), LEAST_STEP_BYTES)
+        if session.unpaid_bytes > self._table.most_unpaid_bytes(session):
+            raise PaymentRefused("more waits for its payment than the session was opened for", "Unpaid", "pay first")
+        session.unpaid.append((step, body))
+
     async def _wait(self, session: Session, cashier: Cashier, due: PaymentDue) -> None:
         """See whether a channel holds more by now, ask the client, and end the session if nothing comes."""
         assert session.paid is not None
+        first = session.unpaid[0] if session.unpaid else None
         await cashier.look_again(session.paid)
         self._retry(session, cashier)
-        if not session.unpaid or not self._is_open(session):
+        if not self._still_waits(session, first):
             return
         failure = to_failure(due.at(session.hop, self._own), session=session.id)
         for link in {id(link): link for link in (session.upstream, session.reply) if link is not None}.values():
             self._send(link, failure)
         await asyncio.sleep(self._timeout_s)
-        if session.unpaid and self._is_open(session):
+        if self._still_waits(session, first):  # and not another one that began to wait meanwhile
             self._fail(session, PaymentRefused(due.text(), "Unpaid", due.remedy()))
+
+    def _still_waits(self, session: Session, first: tuple[Step, bytes] | None) -> bool:
+        return bool(session.unpaid) and session.unpaid[0] is first and self._is_open(session)
 
     def _retry(self, session: Session, cashier: Cashier) -> None:
         """Take the steps that are paid for by now, in their order."""
@@ -121,4 +135,5 @@ class Dues:
             except PaymentDue:
                 return
             session.unpaid.popleft()
+            session.unpaid_bytes -= max(len(body), LEAST_STEP_BYTES)
             self._take(session, session.upstream, step, body)

@@ -110,7 +110,7 @@ class Node:
             timeout_s=limits.pay_timeout_s,
             take=self._take,
             fail=self._fail,
-            is_open=lambda session: self.table.sessions.get(session.id) is session,
+            table=self.table,
             send=send_if_open,
         )
         self._openings = Openings(

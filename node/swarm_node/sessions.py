@@ -39,6 +39,9 @@ from swarm_node.scheduler import Work
 MAX_CANDIDATES = 64
 """Of one verify step, which runs in one piece: for each there is a row of logits at the last hop."""
 
+LEAST_STEP_BYTES = 512
+"""That a step which waits for its payment counts for, however little it carries."""
+
 MAX_WAITING_ROUNDS = 4
 """How often all tokens of a session may wait at a hop at once: a whole prompt may, and cut and sent again more."""
 
@@ -65,6 +68,7 @@ class Session:
     newest_candidate: int = 0
     paid: Paid | None = None  # where the node is paid for its work
     unpaid: deque[tuple[Step, bytes]] = field(default_factory=deque)  # steps that wait for their payment, and bodies
+    unpaid_bytes: int = 0  # of these
     matcher: Matcher | None = None  # of the session's grammar; on the last hop alone
     unmasked: int = 0  # steps accepted whose masks are not there yet
 
@@ -369,6 +373,12 @@ class SessionTable:
             for session in self.sessions.values()
             if not session.waiting_tokens and now_s - session.touched_s > timeout_s
         ]
+
+    def most_unpaid_bytes(self, session: Session) -> int:
+        """Return how much may wait for its payment: all that the session was opened for, once."""
+        width = 4 if session.is_first else self.facts.activation_bytes(session.upstream_dtype, session.upstream_codec)
+        assert width is not None
+        return session.open.max_tokens * max(width, LEAST_STEP_BYTES)
 
     def lapsed(self, now_s: float) -> list[Session]:
         """Return the sessions whose lease of KV had ended by then."""

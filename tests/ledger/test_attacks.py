@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from swarm_client.payment import SessionPayment
+from swarm_client.payment import LEASE_S, SessionPayment
 from swarm_client.wallet import Wallet
 from swarm_ledger.accounts import Account
 from swarm_ledger.client_store import ClientStore
 from swarm_ledger.metering import Work
 from swarm_ledger.node_store import NodeStore
 from swarm_net.links import Body, Link
+from swarm_net.memory import MemoryNetwork
 from swarm_net.messages import Credit, Step
 from swarm_net.session_errors import PaymentRefused
 from swarm_node.cashier import Cashier, Paid
@@ -145,6 +146,31 @@ def test_a_client_that_stops_paying_gets_the_window(tmp_path: Path) -> None:
     run(play())
 
 
+def test_steps_that_are_not_paid_for_wait_in_a_bounded_room(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with paid_swarm(tmp_path, (*SPANS[:1], (4, 12)), window_ns=0) as swarm:
+            link = None
+            async with swarm.client(wallet_class=Miser) as model:
+                generating = asyncio.create_task(model.generate(PROMPT, max_new_tokens=8, temperature=0))
+                node = swarm.nodes[0].node
+                while link is None:
+                    await asyncio.sleep(0.001)
+                    waiting = [session for session in node.table.sessions.values() if session.unpaid]
+                    link = waiting[0].upstream if waiting else None
+                (session,) = waiting
+                most = node.table.most_unpaid_bytes(session)
+                step = session.unpaid[0][0]
+                for number in range(1, 10_000):
+                    flood = msgspec.structs.replace(step, frame=step.frame + number)
+                    node._on_step(link, flood, bytes(4 * step.count))
+                    assert sum(len(body) for _, body in session.unpaid) <= session.unpaid_bytes <= most + 4096
+                assert session.id not in node.table.sessions
+                with pytest.raises(PaymentRefused):
+                    await generating
+
+    run(play())
+
+
 class Thief(Node):
     """Passes no vouchers on."""
 
@@ -154,12 +180,18 @@ class Thief(Node):
 
 def test_a_voucher_that_a_neighbour_keeps_is_brought_directly(tmp_path: Path) -> None:
     async def play() -> None:
-        async with paid_swarm(tmp_path, SPANS[1:], window_ns=WINDOW_NS) as swarm, AsyncExitStack() as stack:
+        # So slow a network that another step waits for its voucher whenever the first one's time is over.
+        network = MemoryNetwork(lambda *_: 0.4)
+        async with (
+            paid_swarm(tmp_path, SPANS[1:], window_ns=90_000, network=network) as swarm,
+            AsyncExitStack() as stack,
+        ):
             await swarm.start(0, 4, stack, node_class=Thief)
             async with swarm.client() as model:
                 generation = await model.generate(PROMPT, max_new_tokens=60, temperature=0)
-                await asyncio.sleep(1)
+                await asyncio.sleep(5)
             assert generation.token_ids == expected(60)
+            assert generation.timings.total_s > 2 * LEASE_S
             assert not generation.retries
             for node in swarm.nodes:
                 hop = next(hop for hop in generation.receipt.hops if hop.peer == node.peer)
