@@ -143,6 +143,8 @@ class LedgerAccount:
         state = await self.ledger.channel(channel.id)
         if state is None or state.is_closed or state.closes_at_s:
             del self._channels[payee]
+            if state is not None and state.is_closed:
+                self._store.forget(channel.id)
             return
         self._store.allocate(channel, state.allocated)
         channel.sent, channel.done = max(channel.sent, state.claimed), max(channel.done, state.claimed)

@@ -233,6 +233,8 @@ class LiveSession:
         for link in (self._first, self._last):
             if link is not None:
                 link.keep_warm(-1)
+        for paying in self._paying:
+            paying.cancel()
         if self._payment is not None:
             self.receipts = self._payment.close()
 

@@ -31,21 +31,7 @@ _TABLES: Final = (
     " day INTEGER NOT NULL, currency TEXT NOT NULL, reserved BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS spending (day INTEGER, currency TEXT, amount BLOB NOT NULL,"
     " PRIMARY KEY (day, currency)) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS banks (peer TEXT PRIMARY KEY, bank BLOB NOT NULL) WITHOUT ROWID",
-    "CREATE TABLE IF NOT EXISTS receipts (number INTEGER PRIMARY KEY, at_s INTEGER NOT NULL, model TEXT NOT NULL,"
-    " tokens INTEGER NOT NULL, amount BLOB NOT NULL, currency TEXT NOT NULL)",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What one generation came to; `currency` is its symbol."""
-
-    at_s: int
-    model: str
-    tokens: int
-    amount: int
-    currency: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,34 +146,6 @@ class ClientStore:
         """Return what was signed on a day at most, in one currency."""
         row = self._file.row("SELECT amount FROM spending WHERE day = ? AND currency = ?", day, currency)
         return 0 if row is None else number(row[0])
-
-    def pin(self, peer: str, bank: Address) -> None:
-        """Trust this bank's key at that peer from now on."""
-        with self._file.transaction():
-            self._file.execute(
-                "INSERT INTO banks VALUES (?, ?) ON CONFLICT (peer) DO UPDATE SET bank = excluded.bank", peer, bank
-            )
-
-    def pinned(self, peer: str) -> Address | None:
-        """Return the bank's key that is trusted at a peer."""
-        row = self._file.row("SELECT bank FROM banks WHERE peer = ?", peer)
-        return None if row is None else Address(row[0])
-
-    def note(self, spent: Spent) -> None:
-        """Write what a generation came to."""
-        with self._file.transaction():
-            self._file.execute(
-                "INSERT INTO receipts (at_s, model, tokens, amount, currency) VALUES (?, ?, ?, ?, ?)",
-                *(spent.at_s, spent.model, spent.tokens, blob(spent.amount), spent.currency),
-            )
-
-    def history(self, limit: int = 100) -> list[Spent]:
-        """Return the latest generations, newest first."""
-        query = "SELECT at_s, model, tokens, amount, currency FROM receipts ORDER BY number DESC LIMIT ?"
-        return [
-            Spent(at_s, model, tokens, number(amount), currency)
-            for at_s, model, tokens, amount, currency in self._file.rows(query, limit)
-        ]
 
     def _reserve(self, channel: SpendingChannel, ceiling: int, day: int, currency: str) -> None:
         amount = ceiling - channel.ceiling

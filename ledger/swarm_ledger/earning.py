@@ -32,7 +32,6 @@ class EarningChannel:
     state: ChannelState
     best: Voucher
     earned: int  # by all sessions; at first what was paid before
-    sessions: int = 0
     was_opened: bool = False  # since it was taken up
 
     @property
@@ -82,10 +81,7 @@ class Tab:
         self._book()
 
     def begin(self, cached_tokens: int, lease_s: int) -> None:
-        """Note what the opening gives, for the first step to count. Raises PaymentMissing if that is not paid for."""
-        trial = self.meter.copy()
-        trial.begin(cached_tokens, lease_s)
-        self._check(trial.cost_of("decode", 0, 0, 0))
+        """Note what the opening gives, for the first step to count: a session that never runs costs nothing."""
         self.meter.begin(cached_tokens, lease_s)
 
     def _check(self, cost: int) -> None:
@@ -114,11 +110,13 @@ class Earnings:
     payee: Address
     channels: dict[ChannelId, EarningChannel] = field(default_factory=dict)
     unsaved: dict[ChannelId, EarningChannel] = field(default_factory=dict)
+    _by_payer: dict[Address, list[EarningChannel]] = field(default_factory=dict)
 
     def restore(self, key: ChannelKey, best: Voucher, state: ChannelState) -> EarningChannel:
         """Take a channel up as it was stored: what was earned beyond its voucher is forgiven."""
         channel = EarningChannel(key, key.id, state, best, earned=best.cumulative)
         self.channels[channel.id] = channel
+        self._by_payer.setdefault(key.payer, []).append(channel)
         return channel
 
     def learn(self, key: ChannelKey, state: ChannelState) -> EarningChannel:
@@ -151,12 +149,7 @@ class Earnings:
         least = meter.quote.amount(meter.quote.min_allocation_ns)
         if left < least or left <= 0:
             raise AllocationTooSmall(left=left, least=max(1, least))
-        channel.sessions += 1
         return Tab(meter, channel, self.window(channel, meter.quote))
-
-    def close(self, tab: Tab) -> None:
-        """End a session; what it owes stays owed."""
-        tab.channel.sessions -= 1
 
     def pay(self, tab: Tab, voucher: Voucher) -> None:
         """Take a voucher that came with a session. Raises BadSignature; an older one is ignored."""
@@ -166,10 +159,9 @@ class Earnings:
         """Return what a payer may owe in a channel: more with what it has paid, less by what it owes in others."""
         stranger = quote.amount(quote.window_ns)
         paid = owed_elsewhere = 0
-        for other in self.channels.values():
-            if other.key.payer == channel.key.payer:
-                paid += other.state.claimed
-                owed_elsewhere += other.unpaid if other is not channel else 0
+        for other in self._by_payer[channel.key.payer]:
+            paid += other.state.claimed
+            owed_elsewhere += other.unpaid if other is not channel else 0
         return max(0, min(stranger + paid // GROWTH, MOST_WINDOWS * stranger) - owed_elsewhere)
 
     def _take(self, channel: EarningChannel, voucher: Voucher) -> None:

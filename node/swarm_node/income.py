@@ -130,14 +130,19 @@ class Income:
         """Return where the swarm's bank is, and the bank if it is here; serves both to others."""
         pin = self.folder / "bank.json"
         host: BankHost | None = None
-        place = pinned_place(pin)
+        place: BankPlace | None
         if hosts:
             host = BankHost(wallet_file.load_or_create(self.folder / "bank.key"), self.clock)
             await host.open(self.folder / "bank.sqlite", self._starting_credit())
             stack.push_async_callback(host.close)
             place = BankPlace(host.account.address, self.identity.peer_id, self.addresses)
-        elif place is None:
-            place = await self._ask(bootstrap)
+        else:
+            place, pinned = await self._ask(bootstrap), pinned_place(pin)
+            if pinned is not None and (place is None or place.bank != pinned.bank):
+                if place is not None:
+                    said = f"this swarm names the bank {address_text(place.bank)}, this node keeps to its own"
+                    self.reporter.event("warning", message=f"{said}: {address_text(pinned.bank)}; {pin} decides")
+                place = pinned
         if place is None:
             return None, None
         pin.write_bytes(place.encode())

@@ -79,13 +79,9 @@ class Stream:
         except AllocationTooSmall:
             self.top_up(ALLOCATION)
             return
-        try:
-            tab.begin(0, lease_s)
-        except PaymentMissing:
-            lease_s = 0
+        tab.begin(0, lease_s)
         self._save()
         if loses_grant:
-            self.earnings.close(tab)
             return
         grant = read_grant(grant_section(window=tab.window, earned=earning.earned, best=earning.best, lease_s=lease_s))
         disputed = self.channel.adopt(grant, "node")
@@ -162,14 +158,11 @@ class Stream:
         """Break a session's link."""
         session = self.sessions.pop(number)
         session.purse.close()
-        self.earnings.close(session.tab)
         if not self.sessions:
             self.client_store.put_away([self.channel])
 
     def crash_client(self) -> None:
         """Kill the client; it starts again with what its store knows."""
-        for session in self.sessions.values():
-            self.earnings.close(session.tab)
         self.sessions.clear()
         self.client_store.close()
         self.client_store = ClientStore(self._folder / "client.db")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from swarm_ledger.channels import Domain, Voucher
-from swarm_ledger.client_store import STEPS, ClientStore, Raise, Spent
+from swarm_ledger.client_store import STEPS, ClientStore, Raise
 from swarm_ledger.errors import OverBudget
 from swarm_ledger.spending import SpendingChannel
-from tests.ledger.parties import BANK, HERE, SIGNERS, STRANGER, key_of
+from tests.ledger.parties import HERE, SIGNERS, key_of
 
 DAY = 19_000
 
@@ -137,16 +137,3 @@ def test_a_channel_is_known_before_it_is_opened_and_forgotten_when_it_is_closed(
     store.forget(channel.id)
     assert store.channels(HERE) == []
     store.close()
-
-
-def test_banks_are_pinned_and_generations_are_noted() -> None:
-    store = ClientStore(None)
-    assert store.pinned("peer") is None
-    store.pin("peer", STRANGER.address)
-    store.pin("peer", BANK.address)
-    assert store.pinned("peer") == BANK.address
-    notes = [Spent(number, "model", 10 * number, 2**70 + number, "credits") for number in range(3)]
-    for each in notes:
-        store.note(each)
-    assert store.history() == notes[::-1]
-    assert store.history(limit=1) == notes[-1:]

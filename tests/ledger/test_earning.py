@@ -169,14 +169,12 @@ def test_sessions_of_one_channel_share_its_window() -> None:
     node = earnings()
     first, channel = opened(node)
     second, same = opened(node)
-    assert (channel is same, channel.sessions) == (True, 2)
+    assert channel is same
     step = WINDOW // (2 * QUOTE.rates.prefill[0]) // 2
     serve(first, step)
     serve(second, step)
     with pytest.raises(PaymentMissing):
         serve(first, step, step)
-    node.close(first)
-    assert channel.sessions == 1
     # A session that was ended in debt leaves it to those that follow.
     third, _ = opened(node)
     with pytest.raises(PaymentMissing):
@@ -185,8 +183,9 @@ def test_sessions_of_one_channel_share_its_window() -> None:
 
 def test_an_opening_that_is_not_paid_for_counts_nothing() -> None:
     tab, channel = opened(earnings())
+    tab.begin(0, WINDOW)
     with pytest.raises(PaymentMissing):
-        tab.begin(0, WINDOW)
+        tab.check("decode", 0, 1, 0)
     assert (channel.earned, tab.meter.units) == (0, {})
     tab.begin(10, 5)
     assert channel.earned == 0  # a session that never runs costs nothing
