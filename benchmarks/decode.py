@@ -111,17 +111,21 @@ async def measure(
 
 
 async def together(model: AsyncRemoteModel, prompts: Sequence[list[int]]) -> float:
-    """Return tokens a second of all sessions, from when the last has its first token."""
+    """Return tokens a second of all sessions, from when the last has its first token until the first one ends.
+
+    Prompts do not end together, so sessions get twice the tokens, for about as many to fall into that time.
+    """
     stamps: list[list[float]] = [[] for _ in prompts]
 
     async def run(number: int) -> None:
-        stream = model.stream(prompts[number], max_new_tokens=NEW_TOKENS, temperature=0)
+        stream = model.stream(prompts[number], max_new_tokens=2 * NEW_TOKENS, temperature=0)
         stamps[number] = [time.perf_counter() async for _ in stream]
 
     await asyncio.gather(*(run(number) for number in range(len(prompts))))
     start = max(times[0] for times in stamps)
-    end = max(times[-1] for times in stamps)
-    return sum(1 for times in stamps for stamp in times if stamp > start) / (end - start)
+    end = min(times[-1] for times in stamps)
+    assert start < end, "the first session ended before the last one began"
+    return sum(1 for times in stamps for stamp in times if start < stamp <= end) / (end - start)
 
 
 def show(rows: Sequence[Row], times: Sequence[HopTimes], console: Console) -> None:

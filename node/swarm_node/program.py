@@ -34,6 +34,7 @@ from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.data_dir import DataDir, default_base
 from swarm_node.errors import BadSetting
+from swarm_node.gathering import Gathering
 from swarm_node.grammars import GrammarProcesses
 from swarm_node.income import Income, Machine, describe
 from swarm_node.joining import announced, libp2p_listen, listen, reach
@@ -130,7 +131,7 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         stack.push_async_callback(discovery.close)
         facts = executor.facts
         turns = Turns(facts.pool_tokens, facts.page_size) if facts.swapped_tokens else None
-        compute = ComputeThread(executor, Scheduler(turns=turns), clock)
+        compute = ComputeThread(executor, Scheduler(turns=turns, gathering=Gathering()), clock)
         grammars = None
         stop_ids, tokenizer_file = manifest.eos_token_ids, checkpoint.directory / "tokenizer.json"
         if span[1] == manifest.num_blocks and GrammarProcesses.are_possible(tokenizer_file, stop_ids):

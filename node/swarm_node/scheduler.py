@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from swarm_net.messages import Candidate, HopTiming, StepKind
 from swarm_node.executor import Draw, Piece
+from swarm_node.gathering import Gathering
 from swarm_node.pacing import Pace
 from swarm_node.turns import Turns
 
@@ -42,6 +43,7 @@ class Work:
     candidates: tuple[Candidate, ...] = ()
     codec: str = "raw"  # of the activations that come and go
     trail: tuple[HopTiming, ...] = ()
+    hops: int = 1  # of its session's route
     acknowledge: bool = False  # tell the client when it has run
     sealed: bytes = b""  # for later hops
     wire_us: int = 0
@@ -80,14 +82,17 @@ class Scheduler:
         chunk_tokens: int = 256,
         max_decode_tokens: int = 256,
         turns: Turns | None = None,
+        gathering: Gathering | None = None,
     ) -> None:
-        """`turns` rules who runs where sessions may have more KV than the pool holds."""
+        """`turns` rules who runs where sessions may have more KV than the pool holds, `gathering` which decode steps
+        wait for each other; without it none does."""
         self.token_budget = token_budget
         self.chunk_tokens = chunk_tokens
         self.max_decode_tokens = max_decode_tokens
         self._queues: OrderedDict[bytes, deque[Work]] = OrderedDict()  # by session, in order of arrival
         self._held: dict[bytes, None] = {}
         self._pace = Pace()
+        self._gathering = gathering
         self._turns = turns
         self.wait_until_s: float | None = None
         self.waiting_tokens = 0
@@ -126,6 +131,8 @@ class Scheduler:
     def drop(self, session: bytes) -> None:
         """Forget all of a session's steps."""
         self.release(session)
+        if self._gathering is not None:
+            self._gathering.drop(session)
         if self._turns is not None:
             self._turns.drop(session)
         if (queue := self._queues.pop(session, None)) is not None:
@@ -145,7 +152,18 @@ class Scheduler:
             return []
         ready = [work for work in heads if work.blocks == heads[0].blocks]
         prefills = [work for work in ready if not work.is_urgent]
-        batch = [self._take(work, work.left) for work in self._first(work for work in ready if work.is_urgent)]
+        urgent = list(self._first(work for work in ready if work.is_urgent))
+        if self._gathering is not None and urgent:
+            if not prefills:
+                hops = max(work.hops for work in urgent)
+                sessions = [work.session for work in urgent]
+                most, until_s = self._gathering.plan(now_s, sessions, heads[0].blocks, hops=hops)
+                if until_s is not None:
+                    self.wait_until_s = until_s if self.wait_until_s is None else min(self.wait_until_s, until_s)
+                    return []
+                urgent = urgent[:most]
+            self._gathering.took([(work.session, work.arrived_s) for work in urgent])
+        batch = [self._take(work, work.left) for work in urgent]
         if batch:
             self._pace.took_decode(min(part.work.arrived_s for part in batch))
         if not prefills:
@@ -167,6 +185,10 @@ class Scheduler:
         urgent = sum(part.piece.count for part in batch if part.work.is_urgent)
         tokens = sum(part.piece.count for part in batch)
         self._pace.ran(ended_s, decode_tokens=urgent, prefill_tokens=tokens - urgent, seconds=ended_s - started_s)
+        decoded = [part.work.session for part in batch if part.work.is_urgent]
+        if decoded and self._gathering is not None:
+            seconds = ended_s - started_s if urgent == tokens else None
+            self._gathering.ran(decoded, batch[0].work.blocks, ended_s, seconds)
 
     def _first(self, urgent: Iterable[Work]) -> Iterator[Work]:
         """Yield decode and verify steps, longest waiting first, as far as they fit, and at least one."""

@@ -277,6 +277,7 @@ class SessionTable:
             tip=step.tip,
             candidates=step.candidates,
             trail=step.trail,
+            hops=len(session.open.hops),
             acknowledge=step.acknowledge,
             sealed=step.sealed,
         )

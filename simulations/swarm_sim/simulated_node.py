@@ -22,6 +22,7 @@ from swarm_net.placement import choose_span
 from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import VirtualCompute
 from swarm_node.executor import SpanFacts
+from swarm_node.gathering import Gathering
 from swarm_node.node import Node
 from swarm_node.scheduler import Scheduler
 from swarm_sim.digest_executor import DigestExecutor, Speed, digest_facts
@@ -115,9 +116,10 @@ class SimulatedNode:
             stack.push_async_callback(discovery.close)
 
             executor = DigestExecutor(self._choose_facts(), machine.speed)
+            scheduler = Scheduler(chunk_tokens=PREFILL_CHUNK_TOKENS, gathering=Gathering())
             node = Node(
                 endpoint=endpoint,
-                compute=VirtualCompute(executor, Scheduler(chunk_tokens=PREFILL_CHUNK_TOKENS), universe.clock),
+                compute=VirtualCompute(executor, scheduler, universe.clock),
                 facts=executor.facts,
                 model=universe.model,
                 clock=universe.clock,

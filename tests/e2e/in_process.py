@@ -30,6 +30,7 @@ from swarm_net.records import sign
 from swarm_node.announcer import Announcement, Announcer
 from swarm_node.compute import ComputeThread
 from swarm_node.executor import Output, Piece, Prefix
+from swarm_node.gathering import Gathering
 from swarm_node.grammars import Grammars
 from swarm_node.node import Node
 from swarm_node.scheduler import Scheduler
@@ -106,7 +107,7 @@ class InProcessSwarm:
         grammars = self.grammars if takes_grammar and end == self.manifest.num_blocks else None
         node = Node(
             endpoint=endpoint,
-            compute=ComputeThread(executor, Scheduler(turns=turns), clock),
+            compute=ComputeThread(executor, Scheduler(turns=turns, gathering=Gathering()), clock),
             facts=executor.facts,
             model=model,
             clock=clock,
