@@ -73,6 +73,7 @@ class LiveSession:
         self._paying: set[asyncio.Task[None]] = set()
         self._prompt: Sequence[int] = ()  # what is left of it to send
         self.receipts: tuple[HopReceipt, ...] = ()  # once it is closed
+        self.overrated: tuple[str, ...] = ()  # peers, once it is closed
         self._loop = asyncio.get_running_loop()
         self._first: Link | None = None
         self._last: Link | None = None
@@ -236,7 +237,7 @@ class LiveSession:
         for paying in self._paying:
             paying.cancel()
         if self._payment is not None:
-            self.receipts = self._payment.close()
+            self.receipts, self.overrated = self._payment.close(), self._payment.overrated
 
     # -- called by the dispatcher
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from swarm_client.errors import BadResult
+from swarm_client.rating_check import RatingCheck
 from swarm_client.results import HopReceipt
 from swarm_ledger.errors import BadSection, BadSignature, Disputed
 from swarm_ledger.metering import Work
@@ -65,6 +66,7 @@ class SessionPayment:
         self._paid = [hop for hop in hops if hop is not None]
         self._keeper = keeper
         self._now_s = now_s
+        self._ratings = RatingCheck()
         self._leased_until_s = 0.0
         self._leased_on_s = 0  # since the opening
         self.prefill: Work = "replay" if is_replay else "prefill"
@@ -103,6 +105,7 @@ class SessionPayment:
 
     def send(self, kind: Work, position: int, count: int, draws: int) -> bytes:
         """Count a step; returns the sealed sections that go along. Raises OverBudget, with nothing sent."""
+        self._ratings.sent(self._now_s())
         renews = self._now_s() > self._leased_until_s - RENEW_S
         if renews:
             self._leased_on_s += LEASE_S
@@ -122,6 +125,12 @@ class SessionPayment:
         """The oldest step that waits was answered."""
         for hop in self._paid:
             hop.purse.answered()
+        self._ratings.answered(self._now_s(), {hop.peer: hop.purse.computed_ns / 1e9 for hop in self._paid})
+
+    @property
+    def overrated(self) -> tuple[str, ...]:
+        """The peers that are paid for more time than there was."""
+        return self._ratings.overrated
 
     def answer(self, session: bytes, place: int, needed: int) -> Credit | None:
         """Return the voucher that a hop asks for, as far as it is owed; None for a hop that is not paid."""

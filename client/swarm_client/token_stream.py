@@ -35,6 +35,8 @@ from swarm_net.session_errors import Draining, HopLost, HopUnreachable, SessionE
 
 log = logging.getLogger(__name__)
 
+OVERRATED_AVOID_S = 300.0
+
 
 class TokenStream:
     """Tokens of one generation as they come: an async iterator, and a context manager that ends it.
@@ -137,6 +139,7 @@ class _Run:
                     failure = error
                 finally:
                     session.close("failed" if failure else "cancelled")
+                    self._avoid_overrated(session)
                     if failure is not None:
                         self._receipts += session.receipts
                 assert failure is not None
@@ -146,6 +149,12 @@ class _Run:
             self.has_begun.set()
             if drafting is not None:
                 drafting.close()
+
+    def _avoid_overrated(self, session: LiveSession) -> None:
+        """Go on with a hop whose rating cannot be true, at the price that was agreed, but begin nothing new with it."""
+        if session.overrated:
+            log.warning("more time charged than there was peers=%s", ",".join(session.overrated))
+            self._connection.avoided.add(session.overrated, self._connection.clock.monotonic(), OVERRATED_AVOID_S)
 
     async def _first_route(self) -> Route:
         if self.other is not None and self._continuation.prompt_tokens > PREFIX_CHUNK_TOKENS:

@@ -50,6 +50,11 @@ class Meter:
         """What the session owes by now, rounded down once."""
         return self.quote.amount(self.rated_ns)
 
+    @property
+    def computed_ns(self) -> int:
+        """The rated time without leases of KV, which are paid ahead."""
+        return self.rated_ns - self.units.get("kv", 0) * self.quote.rates.page_second
+
     def begin(self, cached_tokens: int, lease_s: int) -> None:
         """Note what the opening gives. It counts with the first step: a session that never ran costs nothing."""
         self.opening = cached_tokens, lease_s

@@ -184,6 +184,11 @@ class Purse:
         return self._answered.rated_ns if self._answered is not None else 0
 
     @property
+    def computed_ns(self) -> int:
+        """That without leases of KV, which are paid ahead."""
+        return self._answered.computed_ns if self._answered is not None else 0
+
+    @property
     def units(self) -> dict[Line, int]:
         """What was answered, counted."""
         return dict(self._answered.units) if self._answered is not None else {}

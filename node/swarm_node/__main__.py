@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic.fields import FieldInfo
 
 from swarm_net.version import release
 from swarm_node.data_dir import RunningNode, default_base, is_locked, running
-from swarm_node.errors import NoSuchNode
-from swarm_node.settings import Settings, metavar, resolve
+from swarm_node.errors import NoBankHere, NoSuchNode
+from swarm_node.settings import SWITCHES, Settings, metavar, resolve
 
 app = typer.Typer(
     name="swarm-node",
@@ -32,6 +33,7 @@ config_app = typer.Typer(help="Show where each setting comes from.", no_args_is_
 app.add_typer(config_app, name="config")
 
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with these settings.")]
+Flag = str | list[str] | bool | None
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 NodeName = Annotated[str, typer.Option("--node", metavar="NAME", help="Name or data directory; default: all.")]
 
@@ -60,10 +62,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[
-                (list[str] if isinstance(field.default, list) else str) | None,
-                typer.Option("--" + name.replace("_", "-"), help=field.description, metavar=metavar(name)),
-            ],
+            annotation=_annotation(name, field),
         )
         for name, field in Settings.model_fields.items()
     ]
@@ -72,9 +71,17 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _annotation(name: str, field: FieldInfo) -> Any:
+    flag = "--" + name.replace("_", "-")
+    if name in SWITCHES:
+        return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=field.description, metavar=" ")]
+    kind = list[str] if isinstance(field.default, list) else str
+    return Annotated[kind | None, typer.Option(flag, help=field.description, metavar=metavar(name))]
+
+
 @app.command()
 @_with_settings
-def start(*, config: Config = None, as_json: Json = False, **flags: str | list[str] | None) -> None:
+def start(*, config: Config = None, as_json: Json = False, **flags: Flag) -> None:
     """Load a span and serve it until Ctrl-C."""
     with _Errors(as_json):
         sourced = resolve(flags, os.environ, config)
@@ -85,7 +92,7 @@ def start(*, config: Config = None, as_json: Json = False, **flags: str | list[s
 
 @config_app.command("show")
 @_with_settings
-def config_show(*, config: Config = None, as_json: Json = False, **flags: str | list[str] | None) -> None:
+def config_show(*, config: Config = None, as_json: Json = False, **flags: Flag) -> None:
     """Show every setting's value and origin: flag, environment, file or default."""
     with _Errors(as_json):
         sourced = resolve(flags, os.environ, config)
@@ -134,6 +141,33 @@ def stop(node: NodeName = "", as_json: Json = False) -> None:
                 print(f"{each_ended['node']} {'stopped' if each_ended['stopped'] else 'still stops'}")
         if not all(each_ended["stopped"] for each_ended in ended):
             raise typer.Exit(1)
+
+
+@app.command()
+def mint(
+    account: Annotated[str, typer.Argument(metavar="ACCOUNT", help="Address of a client's or node's account.")],
+    amount: Annotated[str, typer.Argument(metavar="AMOUNT", help="Of credits, such as 2 or 0.5.")],
+    node: NodeName = "",
+    as_json: Json = False,
+) -> None:
+    """Give an account credits, as the operator of the node that hosts the swarm's bank."""
+    with _Errors(as_json):
+        from swarm_ledger.accounts import parse_address
+        from swarm_ledger.currencies import CREDITS
+        from swarm_node.operator import ask_mint
+
+        try:
+            to, units = parse_address(account), CREDITS.parse(amount)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+        host = next((each for each in _running(node) if "bank" in each.state), None)
+        if host is None:
+            raise NoBankHere
+        minted = asyncio.run(ask_mint(host, to, units))
+        if as_json:
+            print(json.dumps(minted))
+        else:
+            print(f"{CREDITS.format(units)} minted; {account} has {CREDITS.format(int(minted['balance']))}")
 
 
 def _runs(node: RunningNode) -> bool:

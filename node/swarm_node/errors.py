@@ -113,6 +113,17 @@ class NoSuchNode(NodeError):
 
 
 @dataclass(eq=False)
+class NoBankHere(NodeError):
+    """Only a bank's host can mint."""
+
+    def __str__(self) -> str:
+        return "none of these nodes hosts a bank"
+
+    def remedy(self) -> str:
+        return "name the one that does with --node; a node hosts a bank where it starts a new swarm, or with --bank"
+
+
+@dataclass(eq=False)
 class MissingExtra(NodeError):
     """The light install cannot serve."""
 

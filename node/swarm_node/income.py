@@ -70,6 +70,7 @@ class Income:
     addresses: tuple[str, ...]
     clock: Clock
     reporter: Reporter
+    host: BankHost | None = None  # the swarm's bank, if it is here
 
     async def open(self, bootstrap: Sequence[Link], machine: Machine, stack: AsyncExitStack) -> Cashier | None:
         """Return who has the node paid, None where it works for nothing. Raises LedgerError."""
@@ -132,7 +133,7 @@ class Income:
         host: BankHost | None = None
         place: BankPlace | None
         if hosts:
-            host = BankHost(wallet_file.load_or_create(self.folder / "bank.key"), self.clock)
+            host = self.host = BankHost(wallet_file.load_or_create(self.folder / "bank.key"), self.clock)
             await host.open(self.folder / "bank.sqlite", self._starting_credit())
             stack.push_async_callback(host.close)
             place = BankPlace(host.account.address, self.identity.peer_id, self.addresses)

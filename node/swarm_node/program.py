@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from random import Random
 from typing import Any
 
+from swarm_ledger.accounts import address_text
 from swarm_model.checkpoint import Checkpoint
 from swarm_net.clocks import SystemClock
 from swarm_net.dht import DhtConfig, HivemindDirectory
@@ -198,11 +199,20 @@ async def _serve(settings: Settings, reporter: Reporter) -> None:
         if cashier is not None:
             ready["price"] = describe(cashier, span, manifest.num_blocks)
 
+        if income.host is not None:
+            ready["bank"] = address_text(income.host.account.address)
+
         def status() -> dict[str, Any]:
             money = {"price": describe(cashier, span, manifest.num_blocks)} if cashier is not None else {}
             return {**ready, **_activity(node), **money}
 
-        serve_operator(services, endpoint.peer, status, cashier.redeem if cashier is not None else None)
+        serve_operator(
+            services,
+            endpoint.peer,
+            status,
+            redeem=cashier.redeem if cashier is not None else None,
+            mint=income.host.mint if income.host is not None else None,
+        )
         data_dir.write_state({**ready, "identity": str(identity_file), "operator_address": listener.addresses[-1]})
         reporter.event("ready", **ready)
         lasting = [asyncio.create_task(announcer.run()), asyncio.create_task(compute.ended())]

@@ -64,6 +64,10 @@ def _money(value: object) -> object:
     return text
 
 
+def _switch(value: object) -> object:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 def _list(value: object) -> object:
     return [item for item in value.split(",") if item] if isinstance(value, str) else value
 
@@ -99,6 +103,7 @@ _METAVARS = {
     "confirmations": "N",
 }
 
+SWITCHES = frozenset({"bank"})  # flags without a value: --bank, --no-bank
 SIZES = frozenset({name for name, value in _METAVARS.items() if value.startswith("SIZE")})
 
 Size = Annotated[int, BeforeValidator(_size), Field(ge=0)]
@@ -108,6 +113,7 @@ Blocks = Annotated[str, BeforeValidator(_blocks)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$")]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Money = Annotated[str, BeforeValidator(_money)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 Texts = Annotated[list[str], BeforeValidator(_list)]
 
 
@@ -140,7 +146,7 @@ class Settings(BaseModel):
     )
     price: Money = Field("", description="of an hour of this machine, in the currency; 0: free; default: a rate")
     currency: Literal["credits", "ETH", "TOKEN"] = Field("credits", description="credits of a bank, or a chain's money")
-    bank: Literal["auto", "on", "off"] = Field("auto", description="host the bank; auto: where a new swarm begins")
+    bank: Switch = Field("auto", description="host the swarm's bank, or do not; default: where a new swarm begins")
     starting_credit: Money = Field("100", description="that the hosted bank gives to each new account")
     starting_credit_per_day: Money = Field("1000", description="at most, to one network address")
     starting_credit_in_total: Money = Field("1000000", description="at most, to all")

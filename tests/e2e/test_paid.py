@@ -1,5 +1,6 @@
 """Real processes that are paid, at a bank or on a chain: the same story, one option apart."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,11 +12,13 @@ from swarm_client.bank_access import open_bank
 from swarm_client.errors import NotOffered
 from swarm_client.money import WalletOptions
 from swarm_ledger.access import Access
+from swarm_ledger.accounts import Account
+from swarm_ledger.currencies import CREDITS
 from swarm_ledger.evm import opening
 from swarm_ledger.evm.evm_ledger import EvmLedger
 from swarm_ledger.ledger import Ledger
-from swarm_net.session_errors import PaymentRefused
-from swarm_node.operator import ask_status
+from swarm_net.session_errors import ComputeFailed, PaymentRefused
+from swarm_node.operator import ask_mint, ask_status
 from swarm_sim.demo_model import demo_model_path
 from swarm_sim.local_money import DEPOSIT, local_money
 from swarm_sim.local_swarm import LocalSwarm, LocalSwarmPlan
@@ -74,6 +77,23 @@ async def test_what_the_client_pays_is_what_the_nodes_have_to_the_last_unit(kind
             put_aside = sum(entry.state.allocated - entry.state.claimed for entry in await ledger.channels())
             everything = await ledger.balance() + put_aside + sum(price["redeemed"] for price in earned.values())
             assert everything == (DEPOSIT if kind == "evm" else STARTING_CREDIT)
+
+
+async def test_the_operator_of_the_bank_mints(tmp_path: Path) -> None:
+    model = demo_model_path()
+    plan = LocalSwarmPlan(model=model, splits=split_checkpoint(model, 2), price="1", arguments=("--dht", "off"))
+    account = Account.generate(os.urandom)
+    async with LocalSwarm(plan) as swarm:
+        host, other = swarm.running()
+        minted = await ask_mint(host, account.address, CREDITS.parse("2.5"))
+        assert (minted["minted"], minted["balance"]) == (str(CREDITS.parse("2.5")), str(CREDITS.parse("2.5")))
+        minted = await ask_mint(host, account.address, CREDITS.parse("0.5"))
+        assert minted["balance"] == str(CREDITS.parse("3"))
+        with pytest.raises(ComputeFailed, match="no bank"):
+            await ask_mint(other, account.address, 1)
+        with pytest.raises(ComputeFailed, match="amount"):
+            await ask_mint(host, account.address, 0)
+        assert ("bank" in host.state, "bank" in other.state) == (True, False)
 
 
 async def test_a_free_node_and_a_priced_one_serve_one_route(tmp_path: Path) -> None:

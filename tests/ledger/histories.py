@@ -72,10 +72,12 @@ class Draft:
 class History:
     """One history on a ledger and on the reference; every method is a step, and ends with both compared."""
 
-    def __init__(self, ledger: Under) -> None:
+    def __init__(self, ledger: Under, *, start_s: int = START_S, tick_s: int = 0) -> None:
+        """`tick_s` passes before each call: blocks of a chain are never of one time."""
         self.ledger = ledger
+        self.tick_s = tick_s
         self.reference = Reference(ledger.domain.contract, DELAY_S)
-        self.now_s = START_S
+        self.now_s = start_s
         self.claimed: dict[bytes, int] = {}
         self.refused: set[str] = set()
         self.paid = 0
@@ -156,6 +158,7 @@ class History:
         assert sum(reference.free.values()) + held == reference.deposited - reference.withdrawn
 
     def _both(self, real: Callable[[], int | None], model: Callable[[], int | None]) -> None:
+        self.now_s += self.tick_s
         try:
             expected: object = model()
         except No as refusal:
@@ -171,10 +174,10 @@ class History:
         self.check()
 
 
-def random_history(ledger: Under, seed: int, steps: int) -> History:
+def random_history(ledger: Under, seed: int, steps: int, *, start_s: int = START_S, tick_s: int = 0) -> History:
     """Run a history that is always the same. Raises AssertionError where the ledger deviates."""
     chance = random.Random(seed)
-    history = History(ledger)
+    history = History(ledger, start_s=start_s, tick_s=tick_s)
     for payer in PAYERS:
         history.deposit(payer.address, 1000)
     for _ in range(steps):

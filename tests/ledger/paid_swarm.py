@@ -139,6 +139,7 @@ class PaidSwarm:
         cashier_class: type[Cashier] = Cashier,
         node_class: type[Node] = Node,
         decode_tokens_per_s: float = 100.0,
+        rates: Rates = RATES,
         executor: Callable[[SpanFacts], DigestExecutor] = lambda facts: DigestExecutor(facts, Speed()),
     ) -> PaidNode:
         """Add a node; with a store and an account one that was there before, with other classes one that cheats."""
@@ -160,7 +161,7 @@ class PaidSwarm:
         facts = digest_facts(start, end, BLOCKS, kv_tokens=100_000)
         seal_key = SealKey(self.rng.randbytes(32))
         cashier = cashier_class(
-            quote=partial(self._quote, account=account, seal_key=seal_key, page_size=facts.page_size),
+            quote=partial(self._quote, account=account, seal_key=seal_key, page_size=facts.page_size, rates=rates),
             account=account,
             node_key=identity.public_key,
             seal_key=seal_key,
@@ -202,10 +203,10 @@ class PaidSwarm:
         self.addresses += listener.addresses
         return paid
 
-    def _quote(self, now_s: float, *, account: Account, seal_key: SealKey, page_size: int) -> Quote:
+    def _quote(self, now_s: float, *, account: Account, seal_key: SealKey, page_size: int, rates: Rates) -> Quote:
         quote = make_quote(
             now_s,
-            rates=RATES,
+            rates=rates,
             price_per_hour=self.price_per_hour,
             page_size=page_size,
             domain=self.bank.domain,

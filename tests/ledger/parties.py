@@ -11,7 +11,8 @@ PAYERS = [Account(bytes([number]) * 32) for number in (1, 2)]
 PAYEES = [Account(bytes([number]) * 32) for number in (0x21, 0x22)]
 SIGNERS = [Account(bytes([number]) * 32) for number in (0x51, 0x52)]
 STRANGER = Account(bytes([0x77]) * 32)
-EVERYBODY = [account.address for account in (*PAYERS, *PAYEES, STRANGER)]
+EVERYBODY_ACCOUNTS = [*PAYERS, *PAYEES, STRANGER]
+EVERYBODY = [account.address for account in EVERYBODY_ACCOUNTS]
 HERE = Domain(0, BANK.address)
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141  # of secp256k1
 

@@ -26,7 +26,7 @@ from swarm_node.sessions import Session
 from swarm_sim.digest_executor import DigestExecutor, Speed
 from swarm_sim.digest_model import continuation
 from swarm_sim.virtual_loop import run
-from tests.ledger.paid_swarm import BLOCKS, PaidNode, PaidSwarm, paid_swarm
+from tests.ledger.paid_swarm import BLOCKS, RATES, PaidNode, PaidSwarm, paid_swarm
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 WINDOW_NS = 3_000_000  # rated time of about 37 steps of four blocks
@@ -167,6 +167,22 @@ def test_steps_that_are_not_paid_for_wait_in_a_bounded_room(tmp_path: Path) -> N
                 assert session.id not in node.table.sessions
                 with pytest.raises(PaymentRefused):
                     await generating
+
+    run(play())
+
+
+def test_a_node_that_rates_itself_too_high_is_paid_once(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with paid_swarm(tmp_path, ()) as swarm, AsyncExitStack() as stack:
+            # As if a token took half a second, of which it needs a fiftieth.
+            rates = msgspec.structs.replace(RATES, decode=(500_000_000 // BLOCKS,))
+            boaster = await swarm.start(0, BLOCKS, stack, rates=rates, decode_tokens_per_s=1000.0)
+            honest = await swarm.start(0, BLOCKS, stack, decode_tokens_per_s=50.0)
+            async with swarm.client() as model:
+                peers = [
+                    (await model.generate(PROMPT, max_new_tokens=40, temperature=0)).route[0].peer for _ in range(3)
+                ]
+            assert peers == [boaster.peer, honest.peer, honest.peer]
 
     run(play())
 

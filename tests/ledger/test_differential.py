@@ -1,5 +1,9 @@
-"""The same history on the bank and on the contract: the same verdicts, the same money."""
+"""The same history on the bank and on the contract: the same verdicts, the same money.
 
+On pyrevm many histories, where there are wheels of it; on eth-tester, which makes blocks, some.
+"""
+
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -10,27 +14,36 @@ from hypothesis.stateful import initialize, invariant
 
 from swarm_ledger.accounts import Address
 from swarm_ledger.bank import Bank
-from swarm_ledger.channels import ChannelId, ChannelKey, ChannelState, Claim
+from swarm_ledger.channels import ChannelId, ChannelKey, ChannelState, Claim, Domain, VoucherDigests
 from swarm_ledger.errors import Refused
 from swarm_ledger.ledger import Opening
-from tests.ledger.histories import DELAY_S, History
+from tests.ledger import contract_on_tester
+from tests.ledger.contract_driver import SHIPPED, ContractDriver
+from tests.ledger.contract_on_tester import ContractOnTester
+from tests.ledger.histories import DELAY_S, START_S, History, random_history
 from tests.ledger.parties import PAYERS
 from tests.ledger.test_bank import LedgerHistory
 
-pytest.importorskip("pyrevm", reason="there are no wheels of pyrevm for this machine")
-
-from tests.ledger.contract_on_revm import SHIPPED, ContractOnRevm
-
+HAS_REVM = importlib.util.find_spec("pyrevm") is not None
 _Found = TypeVar("_Found")
 
 
-class Pair:
-    """The contract and a bank with its address; every call goes to both, and must come to the same."""
+class BankOnChain(Bank):
+    """A bank that takes the vouchers of a contract."""
 
-    def __init__(self, bytecode: str) -> None:
-        self.contract = ContractOnRevm(bytecode)
-        self.domain = self.contract.domain
-        self.bank = Bank(None, self.domain.contract, close_delay_s=DELAY_S)
+    def __init__(self, domain: Domain) -> None:
+        super().__init__(None, domain.contract, close_delay_s=DELAY_S)
+        self.domain = domain
+        self._digests = VoucherDigests(domain)
+
+
+class Pair:
+    """The contract and a bank in its place; every call goes to both, and must come to the same."""
+
+    def __init__(self, contract: ContractDriver) -> None:
+        self.contract = contract
+        self.domain = contract.domain
+        self.bank = BankOnChain(self.domain)
 
     def balance(self, account: Address) -> int:
         return self._same(lambda: self.bank.balance(account), lambda: self.contract.balance(account))
@@ -89,12 +102,18 @@ def outcome(call: Callable[[], _Found]) -> tuple[_Found | None, Refused | None]:
 
 
 class PairHistory(LedgerHistory):
-    """The bank's histories, on both."""
+    """The bank's histories, on both; subclasses say where the contract runs."""
+
+    start_s, tick_s = START_S, 0
+
+    def deployed(self) -> ContractDriver:
+        """Deploy the contract as it is shipped."""
+        raise NotImplementedError
 
     @initialize()
     def begin(self) -> None:
-        self.pair = Pair(json.loads(SHIPPED.read_text())["bytecode"])
-        self.history = History(self.pair)
+        self.pair = Pair(self.deployed())
+        self.history = History(self.pair, start_s=self.start_s, tick_s=self.tick_s)
         for payer in PAYERS:
             self.history.deposit(payer.address, 1000)
 
@@ -104,10 +123,55 @@ class PairHistory(LedgerHistory):
         assert self.pair.contract.held == reference.deposited - reference.withdrawn
 
 
-TestPairHistory = PairHistory.TestCase
-TestPairHistory.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+class HistoryOnRevm(PairHistory):
+    """On pyrevm."""
+
+    def deployed(self) -> ContractDriver:
+        from tests.ledger.contract_on_revm import ContractOnRevm
+
+        return ContractOnRevm(bytecode())
 
 
+class HistoryOnTester(PairHistory):
+    """On eth-tester."""
+
+    start_s, tick_s = contract_on_tester.START_S, 1
+
+    def deployed(self) -> ContractDriver:
+        return ContractOnTester(bytecode())
+
+
+@pytest.mark.skipif(not HAS_REVM, reason="there are no wheels of pyrevm for this machine")
+class TestHistoryOnRevm(HistoryOnRevm.TestCase):  # type: ignore[misc, name-defined]
+    settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+class TestHistoryOnTester(HistoryOnTester.TestCase):  # type: ignore[misc, name-defined]
+    settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.skipif(not HAS_REVM, reason="there are no wheels of pyrevm for this machine")
 def test_both_compute_the_same_domain() -> None:
-    contract = ContractOnRevm(json.loads(SHIPPED.read_text())["bytecode"])
+    contract = HistoryOnRevm().deployed()
     assert contract.separator == contract.domain.separator
+
+
+def test_both_compute_the_same_domain_on_another_chain() -> None:
+    contract = ContractOnTester(bytecode())
+    assert contract.separator == contract.domain.separator
+
+
+def test_some_histories_on_a_chain_with_blocks() -> None:
+    refused: set[str] = set()
+    for seed in range(4):
+        pair = Pair(ContractOnTester(bytecode()))
+        history = random_history(pair, seed, steps=40, start_s=contract_on_tester.START_S, tick_s=1)
+        assert history.paid > 0
+        assert pair.contract.held == history.reference.deposited - history.reference.withdrawn
+        refused |= history.refused
+    assert len(refused) >= 6
+
+
+def bytecode() -> str:
+    """Return the contract as it is shipped."""
+    return str(json.loads(SHIPPED.read_text())["bytecode"])

@@ -142,7 +142,8 @@ def test_mutants_of_the_bank_are_caught(name: str) -> None:
 @pytest.mark.parametrize("name", CONTRACT_MUTANTS)
 def test_mutants_of_the_contract_are_caught(name: str) -> None:
     pytest.importorskip("pyrevm", reason="there are no wheels of pyrevm for this machine")
-    from tests.ledger.contract_on_revm import SOURCE, ContractOnRevm
+    from tests.ledger.contract_driver import SOURCE
+    from tests.ledger.contract_on_revm import ContractOnRevm
 
     bytecode = compiled(changed(SOURCE.read_text(), *CONTRACT_MUTANTS[name]))
     assert is_caught(lambda: ContractOnRevm(bytecode))
@@ -150,7 +151,8 @@ def test_mutants_of_the_contract_are_caught(name: str) -> None:
 
 def test_the_contract_itself_survives() -> None:
     pytest.importorskip("pyrevm", reason="there are no wheels of pyrevm for this machine")
-    from tests.ledger.contract_on_revm import SOURCE, ContractOnRevm
+    from tests.ledger.contract_driver import SOURCE
+    from tests.ledger.contract_on_revm import ContractOnRevm
 
     bytecode = compiled(SOURCE.read_text())
     for seed in range(HISTORIES):

@@ -33,3 +33,23 @@ def test_settings_are_shown_whole_and_with_units(tmp_path: Path) -> None:
 
     as_json = CliRunner().invoke(swarm_node.__main__.app, [*arguments, "--json"], env=environment).stdout
     assert json.loads(as_json)["kv_memory"] == {"value": 512 << 20, "origin": "--kv-memory"}
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--bank", "on"), ("--no-bank", "off")])
+def test_a_switch_is_a_flag_without_a_value(flag: str, value: str) -> None:
+    shown = CliRunner().invoke(swarm_node.__main__.app, ["config", "show", flag, "--json"]).stdout
+    assert json.loads(shown)["bank"] == {"value": value, "origin": "--bank"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["0x1234", "5"], "20 bytes"),
+        ([f"0x{'11' * 20}", "five"], "not an amount"),
+        ([f"0x{'11' * 20}", "5", "--node", "/nowhere"], "no node"),
+    ],
+)
+def test_minting_needs_an_account_an_amount_and_a_node(arguments: list[str], reason: str) -> None:
+    shown = CliRunner().invoke(swarm_node.__main__.app, ["mint", *arguments], env={"COLUMNS": "200"})
+    assert shown.exit_code != 0
+    assert reason in shown.output

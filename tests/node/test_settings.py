@@ -94,3 +94,11 @@ def test_values_are_shown_as_people_write_them(name: str, value: object, text: s
     assert shown(name, value) == text
     if name == "kv_memory":
         assert resolve({name: text}, {}, None).settings.kv_memory == value
+
+
+def test_a_switch_may_be_true_or_false_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("bank = false\n")
+    assert resolve({}, {}, file).settings.bank == "off"
+    assert resolve({"bank": True}, {}, file).settings.bank == "on"
+    assert resolve({}, {"SWARM_NODE_BANK": "auto"}, file).settings.bank == "auto"
