@@ -1,7 +1,7 @@
 """The executor in one process with one thread: its speed, what a forward costs besides, and what quantizing changes.
 
     python benchmarks/executor.py                    all of it: about a quarter of an hour on two cores, 6 GB of memory
-    python benchmarks/executor.py --only speed       decode against transformers' `generate`; also: costs, pages, errors
+    python benchmarks/executor.py --only speed       decode against `generate`; also: products, costs, pages, errors
     python benchmarks/executor.py --hidden 1024      a model of a quarter of the size
     python benchmarks/executor.py --clock cpu        count the thread's own seconds, on a machine that others use
 
@@ -53,6 +53,7 @@ LONG_CONTEXT: Final = 1024
 FILLERS_AT_ONCE: Final = 64
 PAGES_BATCH: Final = 8
 CPU: Final = torch.device("cpu")
+PRODUCTS: Final = ("mkldnn::_linear_pointwise", "onednn::qlinear_pointwise")
 numbers = count()
 clock = time.perf_counter
 
@@ -217,15 +218,52 @@ def speed(console: Console, folder: Path, hidden: int, batches: Sequence[int], r
     )
 
 
+def products(console: Console, folder: Path, hidden: int, batches: Sequence[int], rounds: int, seed: int) -> None:
+    """Print what the products with weights take of a step, called alone one after the other, and what the rest takes.
+
+    int8 halves the bytes of the products alone: what it could gain at most is the step with the products' time halved.
+    """
+    directory = make_llama(folder, hidden, BLOCKS, seed)
+    spans = {name: load(directory, name) for name in ("none", "int8")}
+    table = Table(
+        "batch", "bf16: products", "the rest", "int8: products", "the rest", "int8 / bf16: products", "step",
+        "step, if int8's products took half of bf16's",
+        title="Where a step goes, ms",
+    )  # fmt: skip
+    for batch in batches:
+        whole_ms: dict[str, list[float]] = {name: [] for name in spans}
+        products_ms: dict[str, list[float]] = {name: [] for name in spans}
+        for _ in range(rounds):
+            for name, span in spans.items():
+                with sessions_of(span, batch, CONTEXT) as sessions:
+                    whole_ms[name].append(step_ms(span, sessions, CONTEXT))
+                    with Operators(only=PRODUCTS) as operators:
+                        span.forward([Chunk(session, CONTEXT, torch.tensor([5]), GREEDY) for session in sessions])
+                    products_ms[name].append(operators.ms())
+        whole = {name: statistics.median(times_ms) for name, times_ms in whole_ms.items()}
+        alone = {name: statistics.median(times_ms) for name, times_ms in products_ms.items()}
+        rest = {name: whole[name] - alone[name] for name in spans}
+        table.add_row(
+            str(batch),
+            *(f"{part[name]:.1f}" for name in spans for part in (alone, rest)),
+            f"{alone['none'] / alone['int8']:.2f}",
+            f"{whole['none'] / whole['int8']:.2f}",
+            f"{whole['none'] / (alone['none'] / 2 + rest['int8']):.2f}",
+        )
+    show_table(console, table)
+
+
 class Operators(TorchDispatchMode):
     """Notes the operators of a step that compute something; views are part of what costs are fixed."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: Sequence[str] = ()) -> None:
+        """`only` names the operators that are noted; without it all are."""
         super().__init__()
         self.calls: list[Callable[[], Any]] = []
+        self._only = only
 
     def __torch_dispatch__(self, operator: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if not operator.is_view:
+        if not operator.is_view and (not self._only or operator.name() in self._only):
             self.calls.append(partial(operator, *args, **(kwargs or {})))
         return operator(*args, **(kwargs or {}))
 
@@ -298,7 +336,7 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["speed", "costs", "pages", "errors"], action="append")
+    parser.add_argument("--only", choices=["speed", "products", "costs", "pages", "errors"], action="append")
     parser.add_argument("--hidden", type=int, default=2048)
     parser.add_argument("--batch", type=int, action="append", help=f"default {BATCHES}")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
@@ -315,11 +353,13 @@ def main() -> None:
         f"seed {asked.seed}, {asked.rounds} rounds, 1 thread, {asked.clock} clock; Python {platform.python_version()}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.backends.cpu.get_cpu_capability()}"
     )
-    batches, wanted = asked.batch or BATCHES, asked.only or ["speed", "costs", "pages", "errors"]
+    batches, wanted = asked.batch or BATCHES, asked.only or ["speed", "products", "costs", "pages", "errors"]
     with tempfile.TemporaryDirectory() as directory:
         folder = Path(directory)
         if "speed" in wanted:
             speed(console, folder, asked.hidden, batches, asked.rounds, asked.seed)
+        if "products" in wanted:
+            products(console, folder, asked.hidden, batches, asked.rounds, asked.seed)
         if "costs" in wanted:
             costs(console, folder, batches, asked.rounds, asked.seed)
         if "pages" in wanted:
