@@ -69,7 +69,7 @@ heartbeat 1.5 ms before a result is due wakes the way to the next hop.""",
 models have almost flat distributions, where the smallest change turns the first choice: the demo model
 says more. The aim for int8, 1.9 times bf16, was set on another processor. Here it is missed: the products
 with weights alone come near it, but attention, norms and what a step costs besides are the same in both, so
-that even products at twice the speed would not reach it at every size ("Where a step goes").""",
+that even products at twice the speed would not reach it ("Where a step goes", last column).""",
         ("executor.py", "--rounds", "3"),
     ),
     Section(

@@ -16,14 +16,16 @@ import torch
 from torch import nn
 
 
-class SharedProduct(nn.Module):
-    """Computes all siblings' outputs when the first of them is called, and keeps them until all are taken."""
+class SharedProduct:
+    """Computes all siblings' outputs when the first of them is called, and keeps them until all are taken.
 
-    fused: nn.Module
+    No `nn.Module`, since those look twice at whatever is assigned to them, and this is assigned to at every step.
+    """
 
-    def __init__(self, fused: nn.Linear, sizes: Sequence[int]) -> None:
-        super().__init__()
-        self.fused = fused
+    __slots__ = ("_inputs", "_left", "_outputs", "_sizes", "compute")
+
+    def __init__(self, compute: Callable[[torch.Tensor], torch.Tensor], sizes: Sequence[int]) -> None:
+        self.compute = compute
         self._sizes = list(sizes)
         self._inputs: torch.Tensor | None = None
         self._outputs: tuple[torch.Tensor, ...] = ()
@@ -32,7 +34,7 @@ class SharedProduct(nn.Module):
     def take(self, number: int, inputs: torch.Tensor) -> torch.Tensor:
         """Give a sibling's output for `inputs`, `[..., in features]`."""
         if inputs is not self._inputs:
-            self._outputs = self.fused(inputs).split(self._sizes, dim=-1)
+            self._outputs = self.compute(inputs).split_with_sizes(self._sizes, dim=-1)
             self._inputs, self._left = inputs, len(self._sizes)
         output = self._outputs[number]
         self._left -= 1
@@ -44,16 +46,18 @@ class SharedProduct(nn.Module):
 class SiblingLinear(nn.Module):
     """Stands for one of the layers that share a product."""
 
+    fused: nn.Module  # what they share, as a part of the first of them, so that the model owns it
+
     def __init__(self, product: SharedProduct, number: int, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight = torch.empty(0, dtype=linear.weight.dtype)  # modelling code asks for its type, never its values
-        self.product = product
+        self._product = product
         self._number = number
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map `[..., in features]` to `[..., out features]`."""
-        return self.product.take(self._number, inputs)
+        return self._product.take(self._number, inputs)
 
 
 @dataclass
@@ -109,11 +113,13 @@ def replace_linears(
             continue
         fused = fuse(linears)
         product = SharedProduct(fused, [linear.out_features for linear in linears])
-        for number, (name, linear) in enumerate(zip(group, linears, strict=True)):
-            model.set_submodule(name, SiblingLinear(product, number, linear))
+        stand_ins = [SiblingLinear(product, number, linear) for number, linear in enumerate(linears)]
+        for name, stand_in in zip(group, stand_ins, strict=True):
+            model.set_submodule(name, stand_in)
             del left[name]
-        del linear, linears[:]  # or their weights would be held a third time
-        product.fused = make(fused)
+        del product.compute, linears[:]  # or their weights would be held a third time
+        stand_ins[0].fused = made = make(fused)
+        product.compute = made.forward
         del fused
     for name in left:
         model.set_submodule(name, make(_linear(model, name)))

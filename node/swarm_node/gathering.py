@@ -7,11 +7,12 @@ time. If sessions are away for as long as n batches take, n + 1 batches keep thi
 other wait; so their share is the (n + 1)th part of the sessions, for at most as many batches as a route has hops.
 Where fewer are ready, the batch waits for others that are due soon, if that pays: with k steps ready and m more due,
 waiting costs the k that time, and spares each of the m the fixed cost of a batch less that time, not once but for as
-many rounds as those who ran together come back together. Where more are ready, the rest goes into the next batch.
+many rounds as those who ran together come back together. Where two shares are ready, one of them runs.
 Called by `scheduler.py` with the present as an argument.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,17 +48,17 @@ class Gathering:
 
     def took(self, steps: Sequence[tuple[bytes, float]]) -> None:
         """A batch begins: its sessions, and when their steps came."""
-        known = [(rhythm, at_s) for session, at_s in steps if (rhythm := self._rhythms.get(session)) is not None]
-        for rhythm, at_s in known:
-            away_s = max(0.0, at_s - rhythm.left_s)
-            before_s = away_s if rhythm.away_s is None else rhythm.away_s
-            rhythm.away_s = before_s + WEIGHT * (away_s - before_s)
-        here = [rhythm.batch for rhythm, _ in known]
-        for batch in set(here):
-            mates = sum(1 for rhythm in self._rhythms.values() if rhythm.batch == batch)
-            if mates > 1:
-                back = (here.count(batch) - 1) / (mates - 1)
-                self._comes_back += LEARNS * (back - self._comes_back)
+        ran_together = Counter(rhythm.batch for rhythm in self._rhythms.values())
+        here: Counter[int] = Counter()
+        for session, at_s in steps:
+            if (rhythm := self._rhythms.get(session)) is not None:
+                away_s = max(0.0, at_s - rhythm.left_s)
+                before_s = away_s if rhythm.away_s is None else rhythm.away_s
+                rhythm.away_s = before_s + WEIGHT * (away_s - before_s)
+                here[rhythm.batch] += 1
+        for batch, back in here.items():
+            if (mates := ran_together[batch] - 1) > 0:
+                self._comes_back += LEARNS * ((back - 1) / mates - self._comes_back)
 
     def ran(self, sessions: Sequence[bytes], group: object, now_s: float, seconds: float | None) -> None:
         """A batch has ended and its outputs leave; `seconds` is what it took, None if there was more in it."""
@@ -72,40 +73,38 @@ class Gathering:
         """Forget a session."""
         self._rhythms.pop(session, None)
 
-    def plan(self, now_s: float, ready: Sequence[bytes], group: object, *, hops: int) -> tuple[int, float | None]:
+    def plan(self, now_s: float, ready: Collection[bytes], group: object, *, hops: int) -> tuple[int, float | None]:
         """Return how many of the ready steps to run, and until when to wait for more of their group, None to run.
 
         `hops` is how many work on these sessions in turn.
         """
         fixed_s, each_s = self._cost.fixed_s, self._cost.each_s
-        late_s = LATE * fixed_s
-        known = [rhythm for session in ready if (rhythm := self._rhythms.get(session)) and rhythm.away_s is not None]
-        others = [
-            rhythm
-            for session, rhythm in self._rhythms.items()
-            if rhythm.away_s is not None
-            and rhythm.group == group
-            and session not in ready
-            and now_s < rhythm.left_s + GONE * (rhythm.away_s + fixed_s)
-        ]
-        due = sorted((rhythm for rhythm in others if now_s < rhythm.due_s + late_s), key=lambda rhythm: rhythm.due_s)
-        away_s = [rhythm.away_s or 0.0 for rhythm in (*known, *others)]
+        here, away_s, others = set(ready), [], []
+        for session, rhythm in self._rhythms.items():
+            if rhythm.away_s is None or rhythm.group != group:
+                continue
+            if session not in here:
+                if now_s >= rhythm.left_s + GONE * (rhythm.away_s + fixed_s):
+                    continue
+                others.append(rhythm.due_s)
+            away_s.append(rhythm.away_s)
         if not away_s or fixed_s <= 0.0:
-            return len(ready), None
-        sessions, usual_away_s = len(ready) + len(others), sum(away_s) / len(away_s)
+            return len(here), None
+        sessions, usual_away_s = len(here) + len(others), sum(away_s) / len(away_s)
         batches = 1 + int(usual_away_s / (fixed_s + each_s * sessions / hops))
         if hops > 1:
             batches = min(batches, hops)  # those that are away may wait for each other
         share = -(-sessions // batches)
-        lasts = 1.0
+        spares_s = fixed_s - len(here) * each_s
         if sessions * (fixed_s + each_s) > usual_away_s + fixed_s + each_s:  # else they would not meet again
-            lasts = min(LASTS, 1.0 / max(1e-9, 1.0 - self._comes_back))
-        spares_s = (fixed_s - len(ready) * each_s) * lasts
-        for more, rhythm in enumerate(due[: max(0, share - len(ready))], 1):
-            wait_s = max(0.0, rhythm.due_s - now_s)
-            if wait_s < fixed_s and (len(ready) + more) * wait_s < more * spares_s:
-                return share, rhythm.due_s + late_s
-        return share if len(ready) >= 2 * share else len(ready), None
+            spares_s *= min(LASTS, 1.0 / max(1e-9, 1.0 - self._comes_back))
+        late_s = LATE * fixed_s
+        due_s = sorted(at_s for at_s in others if now_s < at_s + late_s)
+        for more, at_s in enumerate(due_s[: max(0, share - len(here))], 1):
+            wait_s = max(0.0, at_s - now_s)
+            if wait_s < fixed_s and (len(here) + more) * wait_s < more * spares_s:
+                return share, at_s + late_s
+        return share if len(here) >= 2 * share else len(here), None
 
 
 class BatchCost:

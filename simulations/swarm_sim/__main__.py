@@ -55,7 +55,7 @@ def run(
 ) -> None:
     """Run the real node and client code in virtual time over a simulated network, and check every token.
 
-    Exits with 1 if a token was wrong, an exception was lost or a session was left behind.
+    Exits with 1 if a token was wrong, an exception was lost, a session was left behind, or none has finished.
     """
     with _Errors(as_json):
         from swarm_sim.run import run_command

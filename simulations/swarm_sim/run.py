@@ -30,7 +30,7 @@ def _opened(trace_file: Path) -> TextIO:
 
 
 def run_command(scenario: Scenario, *, trace_file: Path | None, as_json: bool) -> bool:
-    """Simulate and print; returns False if the swarm did what it must not do."""
+    """Simulate and print; returns False if the swarm did what it must not do, or nothing for anybody."""
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s %(message)s")
     console = Console(highlight=False)
     with ExitStack() as stack:
@@ -47,7 +47,7 @@ def run_command(scenario: Scenario, *, trace_file: Path | None, as_json: bool) -
             soft_wrap=True,
         )
         console.print(report_view(report))
-    return report.is_right
+    return report.is_right and (report.finished > 0 or not report.sessions)
 
 
 class _LateBar:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from swarm_sim.errors import BadOption
+from swarm_sim.run import run_command
 from swarm_sim.scenario import Scenario
 from swarm_sim.simulation import simulate
 from swarm_sim.trace import Trace
@@ -104,3 +105,11 @@ def test_the_trace_names_frames_and_tokens(tmp_path: Path) -> None:
 def test_a_scenario_that_cannot_be_is_refused(option: str, values: dict[str, float]) -> None:
     with pytest.raises(BadOption, match=option):
         Scenario(**values)  # type: ignore[arg-type]
+
+
+def test_a_run_that_nobody_gets_anything_of_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = Scenario(nodes=1, sessions=2, crashes_per_node_hour=3600.0, duration_s=30.0, seed=3)
+    assert not run_command(nothing, trace_file=None, as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["finished"], report["wrong"]) == (0, 0)
+    assert run_command(SMALL, trace_file=None, as_json=True)
