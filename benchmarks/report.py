@@ -67,9 +67,8 @@ heartbeat 1.5 ms before a result is due wakes the way to the next hop.""",
         "The executor alone",
         """One process, one thread, a Llama of 0.7 B (hidden 2048). KL is in nats a token against bfloat16; random
 models have almost flat distributions, where the smallest change turns the first choice: the demo model
-says more. The aim for int8, 1.9 times bf16, was set on another processor. Here it is missed: the products
-with weights alone come near it, but attention, norms and what a step costs besides are the same in both, so
-that even products at twice the speed would not reach it ("Where a step goes", last column).""",
+says more. int8 halves what the products with weights read and nothing else: where the last column of
+"Where a step goes" stays below the aim of 1.9, a product at twice the speed would not reach it either.""",
         ("executor.py", "--rounds", "3"),
     ),
     Section(
