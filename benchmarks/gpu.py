@@ -142,7 +142,7 @@ def write_index(path: Path) -> None:
 
 
 def load(path: Path, device: torch.device, kv_bytes: int, *, graphs: bool = True) -> Span:
-    checkpoint, acceleration = Checkpoint.open(path), acceleration_of(device)
+    checkpoint, acceleration = Checkpoint.open(path), acceleration_of(device, 16)
     if not graphs:
         acceleration = Acceleration(acceleration.kernels)
     return Span.load(

@@ -1,8 +1,8 @@
-"""What makes a span quick on an accelerator: the kernel that serves all its blocks, and recorded decode steps.
+"""What makes a span quick on its device: the kernel that serves all its blocks, and recorded decode steps on a GPU.
 
 Owns the candidates for a device and the choice among them, which is made when a span is loaded: each is run on the
 inputs of the load checks, and one that fails or gives anything but the reference is passed over. Without any the span
-serves all the same, by plain torch. Called by span.py; the ways themselves: kernels.py, graphs.py.
+serves all the same, by plain torch. Called by span.py; the ways themselves: kernels.py, native_attention.py, graphs.py.
 """
 
 import logging
@@ -27,6 +27,7 @@ from swarm_model.load_checks import (
     Steps,
     run_chunks,
 )
+from swarm_model.native_attention import NativeAttention
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,13 @@ class Accelerated:
     label: str  # of the kernel, and "graphs" where steps are recorded
 
 
-def acceleration_of(device: torch.device) -> Acceleration:
-    """Name what may be tried on a device; what cannot run on it, such as a ROCm device's, is passed over."""
+def acceleration_of(device: torch.device, page_size: int) -> Acceleration:
+    """Name what may be tried on a device; what cannot run on it, such as a ROCm device's, is passed over.
+
+    `page_size` is for kernels that take any.
+    """
+    if device.type == "cpu":
+        return Acceleration((lambda: NativeAttention(page_size),))
     if device.type != "cuda":
         return Acceleration()
     kernels: list[Callable[[], Kernel]] = [VarlenAttention, GatheredDecode]
@@ -87,7 +93,7 @@ def accelerate(
                 cache.pool.shapes, pages=TEST_PAGES, page_size=kernel.page_size, dtype=span.dtype, device=span.device
             )
             served = _agrees(span, reference, service.driver, kernel, DECODE_STEPS) and (
-                kernel.decodes_only or _agrees(span, reference, service.driver, kernel, TEST_STEPS)
+                kernel.longest_chunk == 1 or _agrees(span, reference, service.driver, kernel, TEST_STEPS)
             )
         except Exception as error:  # whatever a library or a device may say
             log.info("attention kernel passed over: %s", error)

@@ -160,6 +160,7 @@ def paged_attention(
     keys, values = kv.pool.keys[layer_idx], kv.pool.values[layer_idx]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, chunk = attending.window, attending.chunk
+    stretches, outputs = kv.step.stretches, []
     if (kernel := kv.kernel) is not None and not attending.latent:
         if (asked := kv.asked.get(layer_idx)) is None:
             asked = kv.asked[layer_idx] = Asked(
@@ -175,12 +176,15 @@ def paged_attention(
                 has_sinks=s_aux is not None,
                 has_biases=alibi is not None,
             )
-        if kernel.serves(asked) and (kv.step.layout.decodes or not kernel.decodes_only):
-            attended = kernel.attend(query[0].transpose(0, 1), keys, values, kv.step.layout, asked, s_aux)
-            return attended[None].contiguous(), None
+        if kernel.serves(asked) and (layout := kv.step.layout(kernel.longest_chunk)) is not None:
+            rows = query[0].transpose(0, 1)[: layout.rows]  # [rows, heads, head size]
+            attended = kernel.attend(rows, keys, values, layout, asked, s_aux)
+            if layout.rows == query.shape[2]:
+                return attended[None].contiguous(), None
+            outputs.append(attended.transpose(0, 1)[None])
+            stretches = stretches[len(layout.host_lengths) :]
     plain = softcap is None and s_aux is None and alibi is None
-    outputs = []
-    for stretch in kv.step.stretches:
+    for stretch in stretches:
         rows = query if stretch.tokens == query.shape[2] else query.narrow(2, stretch.offset, stretch.tokens)
         # Only the last tokens are read: those of the chunk, and what its first token reaches
         reach = attending.reach(stretch.tokens, stretch.length)

@@ -1,9 +1,10 @@
 """Linear layers in 8-bit integers, for CPUs: weights scaled per output, activations per token as they come.
 
-A token's row is scaled by its own largest value, so its result does not depend on who shares the batch. The products
-run through oneDNN where that is exact on this CPU and quick: with the activations shifted to unsigned, the form that
-AVX-512 VNNI multiplies (signed ones end up in a reference loop a thousand times as slow). Otherwise they run in float32
-on pieces of the weight that fit the processor's cache. Called by quantization.py.
+A token's row is scaled by its own largest value, so its result does not depend on who shares the batch. With AVX-512
+VNNI a kernel of our own does it all in one call (`native/int8_linear.cpp`); without a compiler the products run through
+oneDNN where that is exact on this CPU and quick: with the activations shifted to unsigned, the form that VNNI
+multiplies (signed ones end up in a reference loop a thousand times as slow). Otherwise they run in float32 on pieces of
+the weight that fit the processor's cache. Called by quantization.py.
 """
 
 from abc import ABC, abstractmethod
@@ -11,14 +12,18 @@ from functools import cache
 from typing import Final
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from swarm_model.linears import InferenceLinear, seconds
+from swarm_model.native_kernels import native_operator
 
 LARGEST: Final = 127.0
 TINY: Final = 1e-20  # stands for the largest value of a row of zeros
 CAST_AT_ONCE: Final = 1 << 18  # weights in float32 that stay in the processor's cache
 QUANTIZED_AT_ONCE: Final = 1 << 24  # weights that are held in float32 while loading
+PANEL: Final = 16  # outputs, and numbers of a vector: what the native kernel's weight is filled up to
+NATIVE_DTYPES: Final = (torch.float32, torch.bfloat16)  # of inputs
 SLOWER_THAN_PLAIN: Final = 2.0  # operators that take longer are loops that somebody wrote as a reference
 
 
@@ -38,8 +43,49 @@ class Int8Linear(InferenceLinear, ABC):
         if self.bias is not None:
             self.bias = self.bias.float()
 
+    @abstractmethod
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map `[..., in features]` to `[..., out features]`."""
+
+    @abstractmethod
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """Bring an int8 weight `[out features, in features]` into the form that multiplying wants."""
+
+
+class NativeInt8Linear(Int8Linear):
+    """Rounds, multiplies and scales in one call."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Raises NotImplementedError where there is no kernel for this machine."""
+        operator = native_operator("int8_linear")
+        if operator is None:
+            raise NotImplementedError("there is no native kernel for this machine")
+        self._operator = operator
+        super().__init__(linear)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.dtype not in NATIVE_DTYPES:
+            return self.forward(inputs.float()).to(inputs.dtype)
+        rows = inputs.reshape(-1, self.in_features).contiguous()
+        outputs = rows.new_empty(len(rows), self.out_features)
+        self._operator(outputs, rows, self.packed, self.scales, self.bias)
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """Lay a weight out in panels of 16 outputs with four inputs side by side, shifted to unsigned.
+
+        Returns uint8 `[panels, in features / 4, 64]`, filled up with zeros.
+        """
+        outputs, inputs = weight.shape
+        filled = F.pad(weight, (0, -inputs % PANEL, 0, -outputs % PANEL))
+        quads = filled.view(-1, PANEL, filled.shape[1] // 4, 4).transpose(1, 2)  # [panels, in features / 4, 16, 4]
+        return quads.reshape(len(quads), -1, 4 * PANEL).view(torch.uint8).bitwise_xor_(128)
+
+
+class RoundedInt8Linear(Int8Linear, ABC):
+    """Rounds and scales by torch; subclasses multiply integers."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         integers, largest = _quantize(inputs.reshape(-1, self.in_features).float())
         outputs = self._multiply(integers).mul_(largest)  # [rows, out features]
         if self.bias is not None:
@@ -47,16 +93,12 @@ class Int8Linear(InferenceLinear, ABC):
         return outputs.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
     @abstractmethod
-    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """Bring an int8 weight `[out features, in features]` into the form that `_multiply` wants."""
-
-    @abstractmethod
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         """Multiply int8 `[rows, in features]` with the weight and its scales: float32 `[rows, out features]`."""
 
 
-class OneDNNInt8Linear(Int8Linear):
-    """Multiplies integers."""
+class OneDNNInt8Linear(RoundedInt8Linear):
+    """Multiplies integers by oneDNN."""
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
         packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -71,7 +113,7 @@ class OneDNNInt8Linear(Int8Linear):
         return products
 
 
-class PlainInt8Linear(Int8Linear):
+class PlainInt8Linear(RoundedInt8Linear):
     """Multiplies in float32, on any CPU."""
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
@@ -86,24 +128,28 @@ class PlainInt8Linear(Int8Linear):
 @cache
 def int8_linear_class() -> type[Int8Linear]:
     """Choose how this CPU multiplies 8-bit integers, by trying it: without VNNI, oneDNN's sums overflow."""
-    inputs, outputs, rows = 512, 256, 8
+    return next((kind for kind in (NativeInt8Linear, OneDNNInt8Linear) if _works(kind)), PlainInt8Linear)
+
+
+def _works(kind: type[Int8Linear]) -> bool:
+    """Whether a way to multiply gives what the plain one gives, and is no loop that somebody wrote as a reference."""
+    inputs, outputs, count = 512, 256, 8
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(inputs, outputs, bias=False)
     with torch.inference_mode():
         linear.weight.copy_(torch.randn(outputs, inputs, generator=generator))
         linear.weight[0] = 1.0  # sums as large as they get
         linear.weight[1] = -1.0
-        integers = torch.randint(-127, 128, (rows, inputs), generator=generator).to(torch.int8)
-        integers[0] = 127
+        rows = torch.randint(-127, 128, (count, inputs), generator=generator).float()
+        rows[0] = 127.0
         plain = PlainInt8Linear(linear)
         try:
-            quick = OneDNNInt8Linear(linear)
-            if not torch.allclose(quick._multiply(integers), plain._multiply(integers), rtol=1e-4, atol=1e-4):
-                return PlainInt8Linear
-        except (RuntimeError, AttributeError, NotImplementedError):
-            return PlainInt8Linear  # a torch without these operators
-        slower = seconds(lambda: quick._multiply(integers)) / seconds(lambda: plain._multiply(integers))
-    return OneDNNInt8Linear if slower < SLOWER_THAN_PLAIN else PlainInt8Linear
+            quick = kind(linear)
+            if not torch.allclose(quick(rows), plain(rows), rtol=1e-4, atol=1e-2):
+                return False
+        except (RuntimeError, AttributeError):
+            return False  # a torch without these operators, or no compiler
+        return seconds(lambda: quick(rows)) < SLOWER_THAN_PLAIN * seconds(lambda: plain(rows))
 
 
 def _quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

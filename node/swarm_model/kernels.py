@@ -6,6 +6,7 @@ span is loaded and compares it with the reference; attention.py calls it, and at
 none. FlashInfer: Ye et al., arXiv 2501.01005. Flash attention: Dao, arXiv 2307.08691.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -17,6 +18,7 @@ import torch
 FLASH_DTYPES: Final = (torch.bfloat16, torch.float16)
 FLASH_SIZE: Final = 256  # of a head, at most
 VARLEN_PAGE: Final = 256  # tokens; flash attention 2 takes multiples of it alone
+ANY_LENGTH: Final = sys.maxsize
 WORKSPACE_BYTES: Final = 256 << 20  # for FlashInfer, as its documentation advises with CUDA graphs
 
 
@@ -53,6 +55,11 @@ class Layout:
         return cls(
             row_ends, lengths, pages, ends, counts, table.view(pages.shape), page_size, most_rows, int(lengths.max())
         )
+
+    @property
+    def rows(self) -> int:
+        """Count the rows of all sessions."""
+        return int(self.host_row_ends[-1])
 
     @property
     def decodes(self) -> bool:
@@ -93,8 +100,8 @@ class Kernel(Protocol):
         """Tokens of a page that it needs."""
 
     @property
-    def decodes_only(self) -> bool:
-        """Whether it takes steps of one row a session alone."""
+    def longest_chunk(self) -> int:
+        """Rows of a session that it takes at most; longer ones are attended by torch."""
 
     def serves(self, asked: Asked) -> bool:
         """Whether it computes what is asked."""
@@ -124,7 +131,7 @@ class GatheredDecode:
     """
 
     name: Final = "gathered"
-    decodes_only: Final = True
+    longest_chunk: Final = 1
 
     def __init__(self, page_size: int = 16) -> None:
         self.page_size = page_size
@@ -183,7 +190,7 @@ class VarlenAttention:
 
     name: Final = "varlen"
     page_size: Final = VARLEN_PAGE
-    decodes_only: Final = False
+    longest_chunk: Final = ANY_LENGTH
 
     def __init__(self, attend: Callable[..., Any] | None = None) -> None:
         """`attend` is torch's function if it is not given. Raises ImportError where torch has none yet."""
@@ -233,7 +240,7 @@ class FlashInferAttention:
 
     name: Final = "flashinfer"
     page_size: Final = 16
-    decodes_only: Final = False
+    longest_chunk: Final = ANY_LENGTH
 
     def __init__(self, device: torch.device, make_wrapper: Callable[..., Any] | None = None) -> None:
         """`make_wrapper` is the library's class if it is not given. Raises ImportError where it is not installed."""

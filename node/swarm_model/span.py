@@ -34,6 +34,7 @@ from swarm_model.kv_pool import KVPool
 from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, Mode, choose_service, run_reference, watch_cache
 from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
+from swarm_model.native_kernels import prepare as prepare_kernels
 from swarm_model.pages import OutOfPages, PageTable, SessionKey
 from swarm_model.prequantized import expands
 from swarm_model.quantization import format_for
@@ -77,9 +78,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far loading is, in bytes. Stages come in this order, "fetch" only where something is downloaded."""
+    """How far loading is, in bytes. Stages come in this order.
 
-    stage: Literal["fetch", "read", "digest"]
+    "build" compiles kernels, the first time on a machine; "fetch" comes only where something is downloaded.
+    """
+
+    stage: Literal["build", "fetch", "read", "digest"]
     done: int
     total: int
 
@@ -150,7 +154,8 @@ class Span:
         be able to do; a kernel decides on the page size. Raises SpanOutsideModel, UnsupportedModel, CheckpointBroken,
         NotEnoughMemory, NotEnoughDisk, KVPoolTooSmall, and what HubFiles.fetch raises.
         """
-        acceleration, report = acceleration or acceleration_of(device), on_progress or (lambda _: None)
+        report = on_progress or (lambda _: None)
+        acceleration = acceleration or acceleration_of(device, page_size)
         return load_span(checkpoint, start, end, device, dtype, kv_bytes, page_size, quantize, acceleration, report)
 
     @property
@@ -331,6 +336,8 @@ def load_span(
 ) -> Span:
     """See Span.load."""
     check_span(start, end, checkpoint.num_blocks)
+    if device.type == "cpu":
+        prepare_kernels(lambda done, total: on_progress(LoadProgress("build", done, total)))
     dtype_name, quantized = DTYPE_NAMES[dtype], format_for(quantize, checkpoint, device)
     require_memory(
         checkpoint,

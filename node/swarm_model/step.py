@@ -7,6 +7,7 @@ pages, not tensors of the pool. Called by span.py, read by attention.py.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -56,6 +57,7 @@ class Step:
         self._device, self._dtype = device, dtype
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
         self._slots: dict[int, torch.Tensor] = {}
+        self._layouts: dict[int, Layout | None] = {}
         slots = self.slot_list
         for table, count in zip(tables, tokens, strict=True):
             past = table.tokens - count
@@ -84,14 +86,20 @@ class Step:
         """Each row's place in the pool, `[tokens]`."""
         return torch.tensor(self.slot_list, device=self._device)
 
-    @cached_property
-    def layout(self) -> Layout:
-        """What kernels are told."""
-        lengths = np.array([stretch.length for stretch in self.stretches], np.int32)
-        row_ends = np.array([0, *(stretch.offset + stretch.tokens for stretch in self.stretches)], np.int32)
-        pages = np.zeros((len(self.tables), max(len(table.pages) for table in self.tables)), np.int32)
-        for row, table in zip(pages, self.tables, strict=True):
-            row[: len(table.pages)] = table.pages
+    def layout(self, longest_chunk: int) -> Layout | None:
+        """What kernels are told: of the first chunks up to one that is longer than `longest_chunk` rows, if any."""
+        if longest_chunk not in self._layouts:
+            short = list(takewhile(lambda stretch: stretch.tokens <= longest_chunk, self.stretches))
+            self._layouts[longest_chunk] = self._layout(short) if short else None
+        return self._layouts[longest_chunk]
+
+    def _layout(self, stretches: Sequence[Stretch]) -> Layout:
+        lengths = np.array([stretch.length for stretch in stretches], np.int32)
+        row_ends = np.array([0, *(stretch.offset + stretch.tokens for stretch in stretches)], np.int32)
+        tables = [table.pages for table in self.tables[: len(stretches)]]
+        pages = np.zeros((len(tables), max(map(len, tables))), np.int32)
+        for row, table in zip(pages, tables, strict=True):
+            row[: len(table)] = table
         return Layout.of(row_ends, lengths, pages, self.page_size, self._device)
 
     def slots_of(self, stretch: Stretch) -> torch.Tensor:

@@ -28,7 +28,7 @@ from rich.table import Table
 from swarm_node.settings import Sourced, shown
 
 Advance = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
-STAGES = {"fetch": "downloading", "read": "loading", "digest": "checking"}
+STAGES = {"build": "compiling kernels for", "fetch": "downloading", "read": "loading", "digest": "checking"}
 
 
 class Reporter(Protocol):

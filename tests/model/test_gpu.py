@@ -44,8 +44,8 @@ def test_a_cuda_device_gives_what_a_cpu_gives(
 
 def test_every_kernel_that_can_be_imported_is_exact(checkpoint_of: Callable[[str], Path]) -> None:
     plain = run(load(checkpoint_of("llama"), torch.bfloat16, Acceleration()), 6)
-    for make in acceleration_of(CUDA).kernels:
-        alone = Acceleration((make,), acceleration_of(CUDA).recorder)
+    for make in acceleration_of(CUDA, 16).kernels:
+        alone = Acceleration((make,), acceleration_of(CUDA, 16).recorder)
         spans = load(checkpoint_of("llama"), torch.bfloat16, alone)
         assert all(span.info.kernel.endswith("+graphs") for span in spans)
         compare(run(spans, 6), plain, 0.3)

@@ -1,4 +1,4 @@
-"""Kernels for accelerators against attention written out, session by session.
+"""Attention kernels against attention written out, session by session.
 
 The libraries' own kernels need their devices; here functions stand for them that hold them to what their documentation
 says of the arguments, so that what they are told is right. On a device: tests marked gpu.
@@ -22,6 +22,8 @@ from swarm_model.kernels import (
     Layout,
     VarlenAttention,
 )
+from swarm_model.native_attention import NativeAttention
+from swarm_model.native_kernels import native_operator
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, SIZE = 4, 2, 16
@@ -143,6 +145,7 @@ class FlashInferWrapper:
 
 
 KERNELS: dict[str, Callable[[], Kernel]] = {
+    **({"native": lambda: NativeAttention(5)} if native_operator("paged_attention") else {}),
     "gathered": GatheredDecode,
     "varlen": lambda: VarlenAttention(varlen_attn),
     "flashinfer": lambda: FlashInferAttention(CPU, FlashInferWrapper),
@@ -164,7 +167,7 @@ def test_kernels_attend_as_written_out(name: str, changes: dict[str, Any], seed:
     page_size = kernel.page_size
     sessions = rng.randint(1, 5)
     lengths = [rng.randint(1, 3 * page_size) for _ in range(sessions)]
-    counts = [1 if kernel.decodes_only else rng.randint(1, min(length, 9)) for length in lengths]
+    counts = [rng.randint(1, min(length, kernel.longest_chunk, 9)) for length in lengths]
     pages = rng.sample(range(4 * sessions), 4 * sessions)
     table = np.array([[pages.pop() for _ in range(3)] for _ in lengths], np.int32)
     keys = torch.randn(4 * sessions * page_size, asked.kv_heads, asked.key_size)

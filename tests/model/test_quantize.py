@@ -17,6 +17,7 @@ from swarm_model.errors import FormatUnavailable, NotEnoughMemory
 from swarm_model.int4_linears import KernelInt4Linear, PlainInt4Linear, int4_linear_class
 from swarm_model.int8_linears import PlainInt8Linear, int8_linear_class
 from swarm_model.linears import InferenceLinear, PackedLinear, can_pack, pack_linears
+from swarm_model.native_kernels import SETTING
 from swarm_model.siblings import SharedProduct, SiblingLinear, fuse, watch_linears
 from swarm_model.sizing import QuantizationName, require_memory, weight_sizes
 from swarm_model.span import Chunk, SessionKey, Span
@@ -272,7 +273,7 @@ print(json.dumps({"errors": errors, "packed": packed, "int8": int8_linear_class(
 
 
 def test_an_old_processor_takes_the_plain_way(checkpoint_of: Callable[[str], Path]) -> None:
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "default"}
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "default", SETTING: "off"}
     command = [sys.executable, "-c", LIMITED, str(checkpoint_of("llama"))]
     ran = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[2], check=True, timeout=120

@@ -93,16 +93,21 @@ def test_seeded_samples_do_not_depend_on_split_or_batch(family: str, checkpoint_
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_errs_no_more_than_transformers_does(family: str, checkpoint_of: Callable[[str], Path]) -> None:
-    """Errors are taken from the same bfloat16 weights computed in float32."""
+    """Errors are taken from the same bfloat16 weights computed in float32.
+
+    Where routers choose experts, a last bit may choose another one, and a few such tokens outweigh all others: there
+    the median token counts.
+    """
     rng = random.Random(f"bf16 {family}")
-    sessions = make_sessions(rng, 8, Sampling(top_logprobs=MAX_TOP_LOGPROBS))
+    routed = family == "mixtral"
+    sessions = make_sessions(rng, 24 if routed else 8, Sampling(top_logprobs=MAX_TOP_LOGPROBS))
     run_sessions(load_spans(checkpoint_of(family), [0, 2, 4, BLOCKS], dtype=torch.bfloat16), sessions, rng)
 
     attentions = ["eager"] if family == "gemma2" else ["eager", "sdpa"]  # SDPA has no softcap
     truth = load_reference(checkpoint_of(family), torch.bfloat16).float()
     load_reference.cache_clear()  # `float` changed the cached model itself
-    theirs = [load_reference(checkpoint_of(family), torch.bfloat16, attention) for attention in attentions]
-    our_errors, their_errors = [], [[] for _ in theirs]
+    models = [load_reference(checkpoint_of(family), torch.bfloat16, attention) for attention in attentions]
+    our_errors, their_errors = [], [[] for _ in models]
     for session in sessions:
         ids = torch.tensor([session.ids[:-1]])
         tokens = torch.tensor([[token for token, _ in sampled.top] for sampled in session.sampled])
@@ -113,12 +118,13 @@ def test_bfloat16_errs_no_more_than_transformers_does(family: str, checkpoint_of
             return logits.float().log_softmax(-1).gather(1, tokens)
 
         exact = logprobs(truth)
-        ours = torch.tensor([[logprob for _, logprob in sampled.top] for sampled in session.sampled])
-        our_errors.append((ours - exact).square())
-        for errors, model in zip(their_errors, theirs, strict=True):
-            errors.append((logprobs(model) - exact).square())
-    allowed = max(torch.cat(errors).mean().sqrt() for errors in their_errors)
-    assert torch.cat(our_errors).mean().sqrt() <= 1.25 * allowed
+        drawn = torch.tensor([[logprob for _, logprob in sampled.top] for sampled in session.sampled])
+        our_errors.append((drawn - exact).square().mean(1))
+        for errors, model in zip(their_errors, models, strict=True):
+            errors.append((logprobs(model) - exact).square().mean(1))
+    typical = torch.median if routed else torch.mean
+    ours, *theirs = (float(typical(torch.cat(errors)).sqrt()) for errors in (our_errors, *their_errors))
+    assert ours <= 1.25 * max(theirs), theirs
 
 
 @pytest.mark.parametrize("family", FAMILIES)
