@@ -42,9 +42,9 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	@echo "two hops against one process, then the executor alone: about twenty minutes on two quiet cores"
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/executor.py
+	@echo "two hops against one process, then the executor alone: about 25 minutes on two quiet cores;"
+	@echo "the tables also go into docs/performance.md"
+	$(BIN)/python benchmarks/report.py decode executor
 
 clean:
 	rm -rf $(VENV) dist build

@@ -12,7 +12,7 @@ import torch
 from swarm_model.kernels import Asked, Layout
 from swarm_model.native_kernels import native_operator
 
-LANES: Final = 16  # numbers of a vector, which heads are made of
+LANES: Final = 16  # numbers of the widest vector, which heads are made of
 LONGEST_CHUNK: Final = 16  # tokens; beyond, matrices are quicker than one token after the other
 
 

@@ -1,6 +1,7 @@
 """Kernels that are compiled on the machine: they give what torch gives, and nothing fails where there are none."""
 
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -32,8 +33,7 @@ from swarm_model.int8_linears import int8_linear_class
 from tests.model.families import BLOCKS, load_spans
 
 torch.set_num_threads(1)
-(span,) = load_spans(Path(sys.argv[1]), [0, BLOCKS])
-(quantized,) = load_spans(Path(sys.argv[1]), [0, BLOCKS], quantize="int8")
+(span,) = load_spans(Path(sys.argv[1]), [0, BLOCKS], quantize="int8")
 print(span.info.kernel, int8_linear_class().__name__)
 """
 
@@ -161,9 +161,25 @@ def test_what_the_kernel_does_not_know_it_does_not_take() -> None:
 
 
 def test_without_a_compiler_everything_works(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    for environment in ({SETTING: "off"}, {"CXX": str(tmp_path / "nothing"), "XDG_CACHE_HOME": str(tmp_path)}):
-        attention, int8 = chosen(load_elsewhere(checkpoint_of("llama"), **environment))
+    without = ({SETTING: "off"}, {"CXX": str(tmp_path / "nothing"), "XDG_CACHE_HOME": str(tmp_path)})
+    for process in [load_elsewhere(checkpoint_of("llama"), **environment) for environment in without]:
+        attention, int8 = chosen(process)
         assert attention == "torch"
+        assert int8 != "NativeInt8Linear"
+
+
+@needs_attention
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of this architecture")
+def test_older_processors_attend_natively_too(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    processes = []
+    for older in ("haswell", "x86-64"):
+        (folder := tmp_path / older).mkdir()
+        compiler = make_compiler(folder, f'exec c++ $(echo "$@" | sed s/-march=native/-march={older}/)')
+        environment = {"CXX": str(compiler), "XDG_CACHE_HOME": str(folder)}
+        processes.append(load_elsewhere(checkpoint_of("llama"), **environment))
+    for process in processes:
+        attention, int8 = chosen(process)
+        assert attention == "native"
         assert int8 != "NativeInt8Linear"
 
 

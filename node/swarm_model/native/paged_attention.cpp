@@ -1,4 +1,4 @@
-// Attention of single tokens over KV pages, in vectors of 16 floats on any CPU. Called by native_attention.py.
+// Attention of single tokens over KV pages, in vectors of any CPU. Called by native_attention.py.
 //
 // Each token of the step is attended on its own, for the query heads that share keys together: scores over its
 // session's tokens page by page, their softmax, then the values' sum. All sums are in float32.
@@ -7,7 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -21,16 +21,23 @@ namespace {
 
 using torch::stable::Tensor;
 
+// Vectors are as wide as the registers, and the sums of HEADS query heads times VECTORS of a value fit into these.
+#if defined(__AVX512F__)
 constexpr int64_t LANES = 16;
-constexpr int HEADS = 4;                  // query heads at once
-constexpr int VECTORS = 4;                // of a value at once: with 4 heads, 16 registers of sums
+constexpr int VECTORS = 4;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8;
+constexpr int VECTORS = 2;
+#else
+constexpr int64_t LANES = 4;
+constexpr int VECTORS = 2;
+#endif
+constexpr int HEADS = 4;
 constexpr int64_t WORTH_A_THREAD = 4096;  // tokens read
 
-using Lanes = float __attribute__((vector_size(64)));
-using Bits = uint32_t __attribute__((vector_size(64)));
-using Halves = uint16_t __attribute__((vector_size(32)));
-using Eight = float __attribute__((vector_size(32)));
-using Four = float __attribute__((vector_size(16)));
+using Lanes = float __attribute__((vector_size(LANES * 4)));
+using Bits = uint32_t __attribute__((vector_size(LANES * 4)));
+using Halves = uint16_t __attribute__((vector_size(LANES * 2)));
 
 inline Lanes load(const float* from) {
   Lanes lanes;
@@ -60,32 +67,37 @@ inline void prefetch(const Number* row, int64_t size) {
 }
 
 inline float sum(Lanes lanes) {
-  Eight eights[2];
-  __builtin_memcpy(eights, &lanes, sizeof lanes);
-  const Eight eight = eights[0] + eights[1];
-  Four fours[2];
-  __builtin_memcpy(fours, &eight, sizeof eight);
-  const Four four = fours[0] + fours[1];
-  return (four[0] + four[2]) + (four[1] + four[3]);
+  float parts[LANES];
+  store(parts, lanes);
+  EACH (int64_t half = LANES / 2; half > 0; half /= 2)
+    EACH (int64_t lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+  return parts[0];
 }
 
-// The sums of several vectors' lanes, beside one another.
+// The sums of several vectors' lanes, `stride` numbers from one another.
 template <int COUNT>
 inline void sums_of(const Lanes* lanes, float* to, int64_t stride) {
+#ifdef __AVX__
+  if constexpr (COUNT == 4) {  // halves of several vectors at once: a third of the instructions
 #ifdef __AVX512F__
-  if constexpr (COUNT == 4) {  // adds halves of two vectors at once: 13 instructions instead of 40
     const __m512 one = reinterpret_cast<__m512>(lanes[0]), two = reinterpret_cast<__m512>(lanes[1]);
     const __m512 three = reinterpret_cast<__m512>(lanes[2]), four = reinterpret_cast<__m512>(lanes[3]);
     const __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(one, two), _mm512_unpackhi_ps(one, two));
     const __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(three, four), _mm512_unpackhi_ps(three, four));
     const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(low, high, 0x44), _mm512_shuffle_ps(low, high, 0xee));
     const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
-    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    for (int number = 0; number < COUNT; ++number) to[number * stride] = sums[number];
+#else
+    const __m256 low = _mm256_hadd_ps(reinterpret_cast<__m256>(lanes[0]), reinterpret_cast<__m256>(lanes[1]));
+    const __m256 high = _mm256_hadd_ps(reinterpret_cast<__m256>(lanes[2]), reinterpret_cast<__m256>(lanes[3]));
+    const __m256 eight = _mm256_hadd_ps(low, high);
+#endif
+    float sums[4];
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1)));
+    EACH (int number = 0; number < COUNT; ++number) to[number * stride] = sums[number];
     return;
   }
 #endif
-  for (int number = 0; number < COUNT; ++number) to[number * stride] = sum(lanes[number]);
+  EACH (int number = 0; number < COUNT; ++number) to[number * stride] = sum(lanes[number]);
 }
 
 // e to the power of values that are not above 0, with an error of 2 units in the last place (Cephes, expf.c).
