@@ -42,7 +42,7 @@ lint: install
 	$(BIN)/lint-imports
 
 bench: install
-	@echo "two hops against one process, then the executor alone: about 25 minutes on two quiet cores;"
+	@echo "two hops against one process, then the executor alone: about half an hour on two quiet cores;"
 	@echo "the tables also go into docs/performance.md"
 	$(BIN)/python benchmarks/report.py decode executor
 

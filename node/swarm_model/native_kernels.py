@@ -34,7 +34,7 @@ COMPILERS: Final = ("c++", "g++", "clang++")  # after the one that CXX names
 FLAGS: Final = ("-std=c++20", "-O2", "-march=native", "-fPIC", "-shared", "-w")
 BUILD_TIMEOUT_S: Final = 120  # for what takes 5 s
 CPU: Final = ("model name", "flags", "Features", "CPU part")  # what is said of it
-REPORT_CHARACTERS: Final = 2000  # of what a compiler says
+REPORT_BYTES: Final = 2000  # of what a compiler says
 
 
 def prepare(on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
@@ -80,13 +80,13 @@ def _build_missing(on_progress: Callable[[int, int], None]) -> None:
             on_progress(0, sum(sizes.values()))
             done = 0
             for name, compiler in running.items():
-                _, said = compiler.communicate(timeout=BUILD_TIMEOUT_S)
-                path = missing[name]
-                if compiler.returncode == 0:
-                    os.replace(Path(scratch) / f"{name}.so", path)
+                report = _wait_for(compiler)
+                failed = _failure(missing[name])
+                if report is None:
+                    os.replace(Path(scratch) / f"{name}.so", missing[name])
                 else:
-                    path.with_suffix(".failed").write_bytes(said[-REPORT_CHARACTERS:])
-                    log.warning("%s could not be compiled: see %s", _source(name), path.with_suffix(".failed"))
+                    failed.write_text(report)
+                    log.warning("%s could not be compiled; remove %s to try again", _source(name), failed)
                 done += sizes[name]
                 on_progress(done, sum(sizes.values()))
         finally:
@@ -105,8 +105,22 @@ def _compile(name: Name, scratch: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # noqa: S603
 
 
+def _wait_for(compiler: "subprocess.Popen[bytes]") -> str | None:
+    """Return what went wrong, if anything did."""
+    try:
+        _, said = compiler.communicate(timeout=BUILD_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"took longer than {BUILD_TIMEOUT_S} s\n"
+    return None if compiler.returncode == 0 else said[-REPORT_BYTES:].decode(errors="replace")
+
+
 def _was_tried(path: Path) -> bool:
-    return path.exists() or path.with_suffix(".failed").exists()
+    return path.exists() or _failure(path).exists()
+
+
+def _failure(path: Path) -> Path:
+    """Say where it is written down why a library could not be made, so that each start does not try again."""
+    return path.with_suffix(".failed")
 
 
 def _source(name: Name) -> Path:
