@@ -30,7 +30,8 @@ from swarm_net.session_errors import (
 from tests.client.fake_swarm import FakeModel, FakeSwarm, Script, continuation, fake_swarm, until
 
 PROMPT = [5, 6, 7]
-HURRY = Patience(factor=0.001, step_floor_s=0.3, dial_timeout_s=0.5, opening_floor_s=0.1)
+# Longer than a busy machine makes a good node wait
+HURRY = Patience(factor=0.001, step_floor_s=1.5, dial_timeout_s=1.0, opening_floor_s=1.0)
 KV_FULL = KVFull(tokens_needed=23, tokens_free=4, tokens_total=100)
 
 
