@@ -68,9 +68,16 @@ heartbeat 1.5 ms before a result is due wakes the way to the next hop.""",
         """One process, one thread, a Llama of 0.7 B (hidden 2048). KL is in nats a token against bfloat16; random
 models have almost flat distributions, where the smallest change turns the first choice: the demo model
 says more. int8 runs by a kernel of our own where a C++ compiler and AVX-512 VNNI are there, as they were
-here; without it oneDNN's gave 1.5 to 1.7 times bf16. The same goes for attention: what it gains is in the
-table of pages.""",
+here; without (`SWARM_NATIVE_KERNELS=off`) oneDNN's gave 1.5 to 1.7 times bf16 on this machine. What the
+kernel for attention gains stands in the table of pages.""",
         ("executor.py", "--rounds", "3"),
+    ),
+    Section(
+        "costs",
+        "What a forward costs besides, in more rounds",
+        """The table of fixed costs once more: it is the difference of two small times, which a noisy machine moves.
+The aim is at most 100 us a block at batch 1 for the rest: masks, tables, wrappers.""",
+        ("executor.py", "--only", "costs", "--rounds", "15"),
     ),
     Section(
         "drafts",
