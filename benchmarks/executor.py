@@ -220,10 +220,7 @@ def speed(console: Console, folder: Path, hidden: int, batches: Sequence[int], r
 
 
 def products(console: Console, folder: Path, hidden: int, batches: Sequence[int], rounds: int, seed: int) -> None:
-    """Print what the products with weights take of a step, called alone one after the other, and what the rest takes.
-
-    int8 is quicker at the products alone.
-    """
+    """Print what the products with weights take of a step, called alone in their order, and what the rest takes."""
     directory = make_llama(folder, hidden, BLOCKS, seed)
     spans = {name: load(directory, name) for name in ("none", "int8")}
     table = Table(

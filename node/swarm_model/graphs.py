@@ -80,7 +80,7 @@ class _StaticStep(Step):
         self._tables = torch.zeros(sessions * (1 + width), dtype=torch.int32, device=device)
         ends = np.arange(sessions + 1, dtype=np.int32)
         self.positions, self.slots = self._rows[:1], self._rows[1]
-        self.table = Layout(
+        self.static_layout = Layout(
             host_row_ends=ends,
             host_lengths=self._host_tables[:sessions].numpy(),
             host_pages=self._host_tables[sessions:].view(sessions, width).numpy(),
@@ -94,7 +94,7 @@ class _StaticStep(Step):
         )
 
     def layout(self, longest_chunk: int) -> Layout:
-        return self.table
+        return self.static_layout
 
     def fill(self, step: Step, spare_page: int) -> None:
         """Take over what another step says, and send what is left over to the spare page."""
@@ -102,7 +102,7 @@ class _StaticStep(Step):
         rows = self._host_rows.numpy()
         rows[0, :real], rows[0, real:] = step.position_list, 0
         rows[1, :real], rows[1, real:] = step.slot_list, spare_page * self.page_size
-        layout = self.table
+        layout = self.static_layout
         layout.host_lengths[real:] = 1
         layout.host_pages[real:, 0] = spare_page
         for place, (stretch, table) in enumerate(zip(step.stretches, step.tables, strict=True)):
@@ -123,7 +123,7 @@ class _Recording:
 
     def run(self, inputs: torch.Tensor, rows: torch.Tensor, kernel: Kernel) -> torch.Tensor:
         self._inputs[: len(inputs)].copy_(inputs, non_blocking=True)
-        kernel.replan(self.step.table)
+        kernel.replan(self.step.static_layout)
         output = self._replay()
         # The next replay writes over it
         return output[: len(rows)].clone() if len(rows) == len(inputs) else output.index_select(0, rows)

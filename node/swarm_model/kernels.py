@@ -1,9 +1,9 @@
-"""Attention kernels for accelerators: all sessions of a step at once over KV pages, without a word from the host.
+"""Attention kernels: all sessions of a step at once over KV pages, without a word from the host.
 
 Owns what kernels are told (`Layout`, `Asked`) and the kernels: FlashInfer's, torch's variable-length flash attention,
 and one written in plain torch for decode steps of whatever the others cannot do. acceleration.py chooses one when a
-span is loaded and compares it with the reference; attention.py calls it, and attends session by session where there is
-none. FlashInfer: Ye et al., arXiv 2501.01005. Flash attention: Dao, arXiv 2307.08691.
+span is loaded and compares it with the reference; attention.py calls it, and attends session by session what it does
+not take. On CPUs: native_attention.py. FlashInfer: Ye et al., arXiv 2501.01005. Flash attention: Dao, arXiv 2307.08691.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Attention of all short chunks of a step at once on a CPU, by the kernel in `native/paged_attention.cpp`.
 
-torch attends one session after the other, at 50 us a call and more; measured (benchmarks/executor.py). Long chunks stay
-with torch, whose products of matrices are quicker there. Chosen by acceleration.py where it gives what torch gives.
+torch attends one session after the other; what attending to all at once gains, `benchmarks/executor.py --only pages`
+shows. Long chunks stay with torch, which multiplies matrices there. Chosen by acceleration.py where it gives what torch
+gives.
 """
 
 from typing import Final

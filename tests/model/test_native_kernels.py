@@ -17,7 +17,7 @@ from torch import nn
 from swarm_model.acceleration import Acceleration
 from swarm_model.int8_linears import NativeInt8Linear, PlainInt8Linear
 from swarm_model.kernels import Asked
-from swarm_model.native_attention import LONGEST_CHUNK, NativeAttention
+from swarm_model.native_attention import NativeAttention
 from swarm_model.native_kernels import NAMES, SETTING, native_operator
 from tests.model.families import BLOCKS, load_spans
 from tests.model.test_acceleration import compare, run
@@ -157,7 +157,6 @@ def test_what_the_kernel_does_not_know_it_does_not_take() -> None:
     for change in ({"chunk": 8}, {"softcap": 1.0}, {"has_sinks": True}, {"has_biases": True}, {"key_size": 24}):
         assert not kernel.serves(Asked(**{**plain, **change}))
     assert not kernel.serves(Asked(**{**plain, "dtype": torch.float16}))
-    assert kernel.longest_chunk == LONGEST_CHUNK
 
 
 def test_without_a_compiler_everything_works(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
