@@ -48,7 +48,8 @@ STEPS: Final = 12  # timed a round, behind WARM_STEPS that are not
 WARM_STEPS: Final = 3
 READ_BYTES: Final = 1 << 29  # far beyond any cache
 GREEDY: Final = SampleRequest(Sampling())
-FORMATS: Final[tuple[QuantizationName, ...]] = ("none", "int8", "int4")
+OTHER_FORMATS: Final[tuple[QuantizationName, ...]] = ("int4", "nf4", "fp8")
+FORMATS: Final[tuple[QuantizationName, ...]] = ("none", "int8", *OTHER_FORMATS)
 NARROW: Final = 64  # the width at which matrices cost nothing
 LONG_CONTEXT: Final = 1024
 FILLERS_AT_ONCE: Final = 64
@@ -187,10 +188,11 @@ def speed(console: Console, folder: Path, hidden: int, batches: Sequence[int], r
     spans = {name: load(directory, name) for name in FORMATS}
     large = torch.ones(READ_BYTES // 4)
     table = Table(
-        "batch", "transformers", *("bf16" if name == "none" else name for name in FORMATS), "bf16 / transformers",
-        "int8 / bf16", "int4 / bf16", "bandwidth used: bf16", "int8",
+        "batch", "transformers", "bf16", "int8", "bf16 / transformers", "int8 / bf16", "bandwidth used: bf16", "int8",
         title=f"Decode, {parameters / 1e6:.0f} M Llama, context {CONTEXT}: ms a step, and how many times as fast",
     )  # fmt: skip
+    others = Table("batch", *OTHER_FORMATS, *(f"{name} / bf16" for name in OTHER_FORMATS))
+    others.title = "The other formats in the same rounds: ms a step, and how many times as fast as bf16"
     rates: list[float] = []
     for batch in batches:
         figures = Figures(batch)
@@ -206,13 +208,18 @@ def speed(console: Console, folder: Path, hidden: int, batches: Sequence[int], r
                     used[name].append(streamed_bytes(span) / (taken_ms / 1e3) / rates[-1])
         table.add_row(
             str(batch),
-            *(_spread(times_ms, ".1f") for times_ms in figures.step_ms.values()),
+            *(_spread(figures.step_ms[name], ".1f") for name in ("transformers", "none", "int8")),
             f"{figures.ratio('transformers', 'none'):.2f}",
             f"{figures.ratio('none', 'int8'):.2f}",
-            f"{figures.ratio('none', 'int4'):.2f}",
             *(f"{statistics.median(shares):.0%}" for shares in used.values()),
         )
+        others.add_row(
+            str(batch),
+            *(_spread(figures.step_ms[name], ".1f") for name in OTHER_FORMATS),
+            *(f"{figures.ratio('none', name):.2f}" for name in OTHER_FORMATS),
+        )
     show_table(console, table)
+    show_table(console, others)
     say(console, f"memory bandwidth, one thread reading: {_spread([rate / 1e9 for rate in rates], '.1f')} GB/s")
     console.print(
         "aims: bf16 / transformers >= 1.15 at batch 1, >= 1.0 at 8 and 32; int8 / bf16 >= 1.9; bandwidth >= 70 %"

@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                      everything on the first CUDA device: under eight minutes on one card
     python benchmarks/gpu.py --shape 1b           a smaller model
+    python benchmarks/gpu.py --quantize int8      the decoding part with quantized weights; also: int4, nf4, fp8
     python benchmarks/gpu.py --device cpu --shape tiny --batches 1,4     a rehearsal where there is no card
 
 (1) Tiny models of five kinds of attention: the kernel that was chosen, how far its logits are off transformers' in
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -35,6 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 from swarm_model.acceleration import Acceleration, acceleration_of
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
+from swarm_model.sizing import QuantizationName
 from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
 from tables import say, show_table
 
@@ -141,7 +143,9 @@ def write_index(path: Path) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
-def load(path: Path, device: torch.device, kv_bytes: int, *, graphs: bool = True) -> Span:
+def load(
+    path: Path, device: torch.device, kv_bytes: int, *, graphs: bool = True, quantize: QuantizationName = "none"
+) -> Span:
     checkpoint, acceleration = Checkpoint.open(path), acceleration_of(device, 16)
     if not graphs:
         acceleration = Acceleration(acceleration.kernels)
@@ -153,6 +157,7 @@ def load(path: Path, device: torch.device, kv_bytes: int, *, graphs: bool = True
         dtype=torch.bfloat16,
         kv_bytes=kv_bytes,
         acceleration=acceleration,
+        quantize=quantize,
     )
 
 
@@ -282,27 +287,35 @@ def show_exactness(device: torch.device, console: Console) -> None:
     show_table(console, table)
 
 
-def show_speed(shape: str, batches: Sequence[int], steps: int, device: torch.device, console: Console) -> None:
+def show_speed(
+    shape: str,
+    batches: Sequence[int],
+    steps: int,
+    device: torch.device,
+    console: Console,
+    quantize: QuantizationName = "none",
+) -> None:
     config = CONFIG_MAPPING["llama"](
         **{**TINY, **SHAPES[shape], "max_position_embeddings": 4096, "tie_word_embeddings": False}
     )
     kv_bytes = (8 << 30) if shape == "8b" else (1 << 30)
     with checkpoint_of(config, device) as path:
-        span = load(path, device, kv_bytes, graphs=False)
+        span = load(path, device, kv_bytes, graphs=False, quantize=quantize)
         without = {batch: decode(span, batch, steps) for batch in batches}
         del span
-        span = load(path, device, kv_bytes)
+        span = load(path, device, kv_bytes, quantize=quantize)
         recorded = {batch: decode(span, batch, steps) for batch in batches}
         prefill = {tokens: prefill_tokens_per_s(span, tokens) for tokens in (1024, 4000)}
         info, kernel = span.info, span.info.kernel
         del span
         speed = memory_bytes_per_s(device)
         theirs: dict[int, float] = {}
-        if find_spec("vllm") is not None:
+        if find_spec("vllm") is not None and quantize == "none":
             theirs = vllm_tokens_per_s(path, batches, steps, info.vocab_size)
     read = info.weight_bytes - info.vocab_size * info.hidden_size * 2  # an embedding is looked up, not read
     table = Table(
-        title=f"decode, {shape} Llama, {read / 1e9:.1f} GB read a step, {kernel}; memory {speed / 1e9:.0f} GB/s"
+        title=f"decode, {shape} Llama, {info.numeric_class}, {read / 1e9:.1f} GB read a step, {kernel}; "
+        f"memory {speed / 1e9:.0f} GB/s"
     )
     for column in ("batch", "ms a step", "without graphs", "tokens/s", "x batch 1", "of the memory's limit", "x vLLM"):
         table.add_column(column, justify="right")
@@ -317,7 +330,7 @@ def show_speed(shape: str, batches: Sequence[int], steps: int, device: torch.dev
             f"{rate:.0f}",
             f"{rate * recorded[batches[0]].step_s / batches[0]:.1f}",
             f"{(read + kv) / speed / ours.step_s:.0%}",
-            f"{rate / theirs[batch]:.2f}" if batch in theirs else "not installed",
+            f"{rate / theirs[batch]:.2f}" if batch in theirs else "not run",
         )
     show_table(console, table)
     say(console, "prefill: " + ", ".join(f"{tokens} tokens {rate:,.0f}/s" for tokens, rate in prefill.items()))
@@ -329,6 +342,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--batches", default="1,2,4,8,16,32,64")
     parser.add_argument("--steps", type=int, default=64, help="timed for each batch size")
+    parser.add_argument("--quantize", choices=get_args(QuantizationName), default="none", help="of the decoding part")
     arguments = parser.parse_args()
     device, console = torch.device(arguments.device), Console()
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -336,10 +350,10 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this processor"
     disable_progress_bar()
     console.print(f"{name}, torch {torch.__version__}")
-    show_exactness(device, console)
-    show_speed(
-        arguments.shape, [int(batch) for batch in arguments.batches.split(",")], arguments.steps, device, console
-    )
+    if arguments.quantize == "none":
+        show_exactness(device, console)
+    batches = [int(batch) for batch in arguments.batches.split(",")]
+    show_speed(arguments.shape, batches, arguments.steps, device, console, arguments.quantize)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,9 @@ heartbeat 1.5 ms before a result is due wakes the way to the next hop.""",
         """One process, one thread, a Llama of 0.7 B (hidden 2048). KL is in nats a token against bfloat16; random
 models have almost flat distributions, where the smallest change turns the first choice: the demo model
 says more. int8 runs by a kernel of our own where a C++ compiler and AVX-512 VNNI are there, as they were
-here; without (`SWARM_NATIVE_KERNELS=off`) oneDNN's gave 1.5 to 1.7 times bf16 on this machine. What the
-kernel for attention gains stands in the table of pages.""",
+here; without (`SWARM_NATIVE_KERNELS=off`) oneDNN's gave 1.5 to 1.7 times bf16 on this machine. nf4 is the
+library bitsandbytes'; fp8 is for GPUs, and widened at every step on a CPU. What the kernel for attention
+gains stands in the table of pages.""",
         ("executor.py", "--rounds", "3"),
     ),
     Section(
@@ -139,15 +140,16 @@ the demo model's, padded: a real one of that size takes longer to compile for.""
     Section(
         "memory",
         "What a node holds",
-        """Without the DHT daemon. `besides` is what is neither weights nor KV in use (limit 700 MB), `loading` the
-peak less that, in spans (limit 2). KV memory is handed out by the system as it is first written: a node
-takes what its sessions use, up to `--kv-memory`.""",
+        """Without the DHT daemon, with 32 MiB for KV. `besides` is what is not weights, KV included (limit 700 MB),
+`loading` the peak less that, in spans (limit 2). KV memory is handed out by the system as it is first
+written, in pages of 2 MB where it has such: a node takes what its sessions use, up to `--kv-memory`.""",
         ("memory.py",),
     ),
     Section(
         "gpu",
         "An accelerator",
-        "Exactness and speed on one card, with recorded decode steps and without.",
+        """Exactness and speed on one card, with recorded decode steps and without; `--quantize` does the same for
+int8, int4, nf4 and fp8.""",
         ("gpu.py",),
     ),
 )

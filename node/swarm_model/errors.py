@@ -220,10 +220,11 @@ class QuantizationUnavailable(ModelError):
 
 @dataclass(eq=False)
 class FormatUnavailable(ModelError):
-    """The span cannot be quantized into the format asked for, on this device or at all."""
+    """The span cannot be quantized into the format asked for, here or at all."""
 
     quantization: str
     reason: str
+    instead: str  # what to do
 
     code: ClassVar[str] = "format_unavailable"
 
@@ -231,7 +232,7 @@ class FormatUnavailable(ModelError):
         return f"--quantize {self.quantization}: {self.reason}"
 
     def remedy(self) -> str:
-        return "choose --quantize int8 or int4 with --device cpu, or none"
+        return self.instead
 
 
 @dataclass(eq=False)

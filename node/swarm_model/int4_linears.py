@@ -1,7 +1,7 @@
-"""Linear layers with 4-bit weights, for CPUs: groups of inputs share a scale and an offset, activations stay whole.
+"""Linear layers with 4-bit weights: groups of inputs share a scale and an offset, activations stay whole.
 
 Made for memory, and for decoding a few sessions: for many rows, unpacking costs more than reading less saves. Runs on
-torch's own kernel where that is right and quick on this CPU, else in float32 on unpacked pieces. Called by
+torch's own kernels where they are right and quick on this device, else in float32 on unpacked pieces. Called by
 quantization.py.
 """
 
@@ -12,15 +12,23 @@ from typing import Final
 import torch
 from torch import nn
 
-from swarm_model.linears import InferenceLinear, seconds
+from swarm_model.inference_linears import (
+    InferenceLinear,
+    first_that_works,
+    outputs_at_once,
+    trial_linear,
+    trial_rows,
+)
 
 GROUPS: Final = (64, 32)  # inputs that share a scale: the first that divides a layer's inputs
 OUTPUTS_MULTIPLE: Final = 16  # what torch's kernel takes
 LEVELS: Final = 15
 MIDDLE: Final = 8
-CAST_AT_ONCE: Final = 1 << 18  # weights in float32 that stay in the processor's cache
 QUANTIZED_AT_ONCE: Final = 1 << 22  # weights that are held in float32 and int32 while loading
-SLOWER_THAN_PLAIN: Final = 2.0
+TOLERANCE: Final = 2e-2  # of the largest output: kernels add in bfloat16
+TILE: Final = 16  # inputs
+INNER_TILES: Final = (8, 4, 2)  # that a thread of the CUDA kernel holds, the more the quicker
+CPU: Final = torch.device("cpu")
 
 
 def group_size(linear: nn.Linear) -> int | None:
@@ -62,8 +70,8 @@ class Int4Linear(InferenceLinear, ABC):
         """Multiply `[rows, in features]` with the weight: `[rows, out features]`."""
 
 
-class KernelInt4Linear(Int4Linear):
-    """Unpacks in registers."""
+class CpuInt4Linear(Int4Linear):
+    """Unpacks in registers, by torch's kernel for CPUs."""
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
         packed: torch.Tensor = torch._convert_weight_to_int4pack_for_cpu(_unpair(weight).int(), 1)
@@ -73,14 +81,28 @@ class KernelInt4Linear(Int4Linear):
         return torch._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales_and_offsets)
 
 
+class CudaInt4Linear(Int4Linear):
+    """The same by torch's kernel for NVIDIA's tensor cores, which takes bfloat16 alone."""
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        tiles = next(tiles for tiles in INNER_TILES if self.in_features % (TILE * tiles) == 0)
+        packed: torch.Tensor = torch._convert_weight_to_int4pack(weight, tiles)
+        return packed
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch._weight_int4pack_mm(rows, self.packed, self.group, self.scales_and_offsets)
+
+
 class PlainInt4Linear(Int4Linear):
-    """Unpacks pieces into float32, on any CPU."""
+    """Unpacks pieces into float32, on any device."""
+
+    quick = False
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
         return weight
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        at_once = max(1, CAST_AT_ONCE // self.in_features)
+        at_once = outputs_at_once(self.in_features, rows.device)
         floats = rows.float()
         outputs = []
         for first in range(0, self.out_features, at_once):
@@ -93,24 +115,11 @@ class PlainInt4Linear(Int4Linear):
 
 
 @cache
-def int4_linear_class(dtype: torch.dtype) -> type[Int4Linear]:
-    """Choose how this CPU multiplies with 4-bit weights, by trying it."""
-    inputs, outputs, rows = 512, 256, 4
-    generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
-    with torch.inference_mode():
-        linear.weight.copy_(torch.randn(outputs, inputs, generator=generator))
-        values = torch.randn(rows, inputs, generator=generator).to(dtype)
-        plain = PlainInt4Linear(linear)
-        try:
-            quick = KernelInt4Linear(linear)
-            outcome, wanted = quick._multiply(values), plain._multiply(values)
-        except (RuntimeError, AttributeError, NotImplementedError):
-            return PlainInt4Linear
-        if not bool((outcome - wanted).abs().max() <= 2e-2 * wanted.abs().max()):
-            return PlainInt4Linear
-        slower = seconds(lambda: quick._multiply(values)) / seconds(lambda: plain._multiply(values))
-    return KernelInt4Linear if slower < SLOWER_THAN_PLAIN else PlainInt4Linear
+def int4_linear_class(dtype: torch.dtype, device: torch.device = CPU) -> type[Int4Linear]:
+    """Choose how a device multiplies with 4-bit weights, by trying it."""
+    kinds = {"cpu": (CpuInt4Linear,), "cuda": (CudaInt4Linear,)}.get(device.type, ())
+    linear, rows = trial_linear(dtype, device), trial_rows(dtype, device)
+    return first_that_works(kinds, PlainInt4Linear, linear, rows, TOLERANCE)
 
 
 def _quantize(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:

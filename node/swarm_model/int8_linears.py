@@ -1,10 +1,10 @@
-"""Linear layers in 8-bit integers, for CPUs: weights scaled per output, activations per token as they come.
+"""Linear layers in 8-bit integers: weights scaled per output, activations per token as they come.
 
 A token's row is scaled by its own largest value, so its result does not depend on who shares the batch. With AVX-512
 VNNI a kernel of our own does it all in one call (`native/int8_linear.cpp`); without a compiler the products run through
 oneDNN where that is exact on this CPU and quick: with the activations shifted to unsigned, the form that VNNI
-multiplies (signed ones end up in a reference loop a thousand times as slow). Otherwise they run in float32 on pieces of
-the weight that fit the processor's cache. Called by quantization.py.
+multiplies (signed ones end up in a reference loop a thousand times as slow). On an accelerator they are torch's.
+Where none of these is right they run in float32 on pieces of the weight. Called by quantization.py.
 """
 
 from abc import ABC, abstractmethod
@@ -15,16 +15,25 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from swarm_model.linears import InferenceLinear, seconds
+from swarm_model.inference_linears import (
+    TRIAL_INPUTS,
+    TRIAL_ROWS,
+    InferenceLinear,
+    first_that_works,
+    outputs_at_once,
+    trial_linear,
+)
 from swarm_model.native_kernels import native_operator
 
 LARGEST: Final = 127.0
 TINY: Final = 1e-20  # stands for the largest value of a row of zeros
-CAST_AT_ONCE: Final = 1 << 18  # weights in float32 that stay in the processor's cache
 QUANTIZED_AT_ONCE: Final = 1 << 24  # weights that are held in float32 while loading
 PANEL: Final = 16  # outputs, and numbers of a vector: what the native kernel's weight is filled up to
 NATIVE_DTYPES: Final = (torch.float32, torch.bfloat16)  # of inputs
-SLOWER_THAN_PLAIN: Final = 2.0  # operators that take longer are loops that somebody wrote as a reference
+FEWEST_ROWS: Final = 32  # that torch's product is given: on CUDA it refuses fewer than 17
+SIZES_MULTIPLE: Final = 8  # of inputs and outputs that it takes there
+TOLERANCE: Final = 1e-6  # sums of integers are exact: what is left is the rounding of their product with the scales
+CPU: Final = torch.device("cpu")
 
 
 class Int8Linear(InferenceLinear, ABC):
@@ -113,43 +122,43 @@ class OneDNNInt8Linear(RoundedInt8Linear):
         return products
 
 
+class TorchInt8Linear(RoundedInt8Linear):
+    """Multiplies integers by torch, for accelerators: products of few rows are filled up to what they take."""
+
+    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+        return F.pad(weight, (0, -weight.shape[1] % SIZES_MULTIPLE, 0, -weight.shape[0] % SIZES_MULTIPLE))
+
+    def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
+        filled = F.pad(rows, (0, -self.in_features % SIZES_MULTIPLE, 0, max(0, FEWEST_ROWS - len(rows))))
+        products = torch._int_mm(filled, self.packed.t())[: len(rows), : self.out_features]
+        return products * self.scales
+
+
 class PlainInt8Linear(RoundedInt8Linear):
-    """Multiplies in float32, on any CPU."""
+    """Multiplies in float32, on any device."""
+
+    quick = False
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
         return weight
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         floats = rows.float()
-        parts = torch.split(self.packed, max(1, CAST_AT_ONCE // self.in_features))
+        parts = torch.split(self.packed, outputs_at_once(self.in_features, rows.device))
         return torch.cat([floats @ part.float().t() for part in parts], dim=1).mul_(self.scales)
 
 
 @cache
-def int8_linear_class() -> type[Int8Linear]:
-    """Choose how this CPU multiplies 8-bit integers, by trying it: without VNNI, oneDNN's sums overflow."""
-    return next((kind for kind in (NativeInt8Linear, OneDNNInt8Linear) if _works(kind)), PlainInt8Linear)
-
-
-def _works(kind: type[Int8Linear]) -> bool:
-    """Whether a way to multiply gives what the plain one gives, and is no loop that somebody wrote as a reference."""
-    inputs, outputs, count = 512, 256, 8
-    generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(inputs, outputs, bias=False)
-    with torch.inference_mode():
-        linear.weight.copy_(torch.randn(outputs, inputs, generator=generator))
-        linear.weight[0] = 1.0  # sums as large as they get
-        linear.weight[1] = -1.0
-        rows = torch.randint(-127, 128, (count, inputs), generator=generator).float()
-        rows[0] = 127.0
-        plain = PlainInt8Linear(linear)
-        try:
-            quick = kind(linear)
-            if not torch.allclose(quick(rows), plain(rows), rtol=1e-4, atol=1e-2):
-                return False
-        except (RuntimeError, AttributeError, ImportError):
-            return False  # a torch without these operators, or no compiler
-        return seconds(lambda: quick(rows)) < SLOWER_THAN_PLAIN * seconds(lambda: plain(rows))
+def int8_linear_class(device: torch.device = CPU) -> type[Int8Linear]:
+    """Choose how a device multiplies 8-bit integers, by trying it: without VNNI, for one, oneDNN's sums overflow."""
+    kinds = (NativeInt8Linear, OneDNNInt8Linear) if device.type == "cpu" else (TorchInt8Linear,)
+    linear = trial_linear(torch.float32, device)
+    linear.weight[0] = 1.0  # sums as large as they get
+    linear.weight[1] = -1.0
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randint(-127, 128, (TRIAL_ROWS, TRIAL_INPUTS), generator=generator).float().to(device)
+    rows[0] = LARGEST
+    return first_that_works(kinds, PlainInt8Linear, linear, rows, TOLERANCE)
 
 
 def _quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,34 +5,18 @@ kernels, 1.7 to 2.2 times in bfloat16 for decoding. Plain linears stay wherever 
 Called by loading.py.
 """
 
-import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from swarm_model.inference_linears import InferenceLinear
 from swarm_model.siblings import replace_linears
 
-LAYOUT_ROWS: Final = (
-    64  # the batch that oneDNN's layout is chosen for: as quick for 1 row as one made for 1, and for 256
-)
+LAYOUT_ROWS: Final = 64  # of the batch that oneDNN's layout is chosen for: as quick for 1 row as one made for 1, or 256
 TOLERANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # relative to the largest output
-
-
-class InferenceLinear(nn.Module):
-    """Stands for an `nn.Linear` whose weight is kept in another form, for inference alone."""
-
-    packed: torch.Tensor  # the weight; no buffer, because packed tensors cannot be moved or cast
-    bias: torch.Tensor | None
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.in_features = linear.in_features
-        self.out_features = linear.out_features
-        self.weight = torch.empty(0, dtype=linear.weight.dtype)  # modelling code asks for its type, never its values
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone(), persistent=False)
 
 
 class PackedLinear(InferenceLinear):
@@ -77,13 +61,3 @@ def pack_linears(model: nn.Module, siblings: Sequence[Sequence[str]], keep: Coll
         if type(module) is nn.Linear and not module.weight.is_meta and module not in keep
     ]
     replace_linears(model, plain, siblings, PackedLinear)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Time something short, for a choice between operators: the best of a few runs, as if nobody else computed."""
-    times_s = []
-    for _ in range(8):
-        started_s = time.thread_time()
-        work()
-        times_s.append(time.thread_time() - started_s)
-    return min(times_s)

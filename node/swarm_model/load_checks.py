@@ -19,8 +19,8 @@ from swarm_model.adapters import adapt
 from swarm_model.attention import PAGED, PagedKV
 from swarm_model.drivers import DirectForward, Driver, OwnForward, PackedForward, Part, SessionForward
 from swarm_model.errors import CheckpointBroken, UnsupportedModel
+from swarm_model.inference_linears import InferenceLinear
 from swarm_model.kv_pool import KVPool
-from swarm_model.linears import InferenceLinear
 from swarm_model.masks import MASK_PROBE, MaskProbe
 from swarm_model.pages import PageAllocator, SessionKey
 from swarm_model.recipes import NoRecipe, learn_recipe

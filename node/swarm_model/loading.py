@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 import swarm_model.transformers_version  # noqa: F401
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import CheckpointBroken
-from swarm_model.linears import InferenceLinear
+from swarm_model.inference_linears import InferenceLinear
 from swarm_model.skeleton import Anatomy, Hole, NoEmbedding, span_class
 from swarm_model.tensor_files import TensorInfo
 

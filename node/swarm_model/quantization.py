@@ -6,14 +6,17 @@ int4's error. Embeddings, norms, routers of experts and whatever is no `nn.Linea
 parameter, for one) stay as they are. Called by quantized_loading.py.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any, Final, Literal
 
 import torch
 from torch import nn
 
+from swarm_model import fp8_linears, nf4_linears
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import FormatUnavailable
+from swarm_model.inference_linears import InferenceLinear
 from swarm_model.int4_linears import group_size, int4_linear_class
 from swarm_model.int8_linears import int8_linear_class
 from swarm_model.prequantized import plan_of
@@ -21,30 +24,32 @@ from swarm_model.siblings import replace_linears
 from swarm_model.sizing import QuantizationName
 from swarm_model.skeleton import Anatomy
 
-CpuFormat = Literal["int8", "int4"]
-GPU_FORMATS: Final = {
-    "nf4": "a CUDA device and the package bitsandbytes",
-    "fp8": "a CUDA device of compute capability 8.9 or higher and the package torchao",
+Format = Literal["int8", "int4", "nf4", "fp8"]
+NF4_PACKAGE: Final = "bitsandbytes"
+FITS: Final[dict[Format, Callable[[nn.Linear], bool]]] = {  # whether a layer's sizes do
+    "int8": lambda _: True,
+    "int4": lambda linear: group_size(linear) is not None,
+    "nf4": nf4_linears.takes,
+    "fp8": fp8_linears.takes,
 }
 
 
-def format_for(name: QuantizationName, checkpoint: Checkpoint, device: torch.device) -> CpuFormat | None:
+def format_for(name: QuantizationName, checkpoint: Checkpoint, device: torch.device) -> Format | None:
     """Return the format to quantize a checkpoint into, None for `none`. Raises FormatUnavailable."""
     if name == "none":
         return None
-    if name in GPU_FORMATS:
-        here = "no code for it is here yet" if device.type == "cuda" else f"the device is {device.type}"
-        raise FormatUnavailable(name, f"it needs {GPU_FORMATS[name]}, and {here}")
-    if device.type != "cpu":
-        raise FormatUnavailable(name, f"it runs on CPUs alone so far, and the device is {device.type}")
+    if name == "nf4" and find_spec(NF4_PACKAGE) is None:
+        instead = "pip install 'swarm-inference[quantized]', or choose --quantize int8, int4 or fp8"
+        raise FormatUnavailable(name, f"the package {NF4_PACKAGE} is not installed", instead)
     plan = plan_of(checkpoint, device)
     if plan is not None and not plan.expanded:
-        raise FormatUnavailable(name, f"the checkpoint is quantized already, as {plan.scheme}, and stays so")
-    return "int8" if name == "int8" else "int4"
+        stays = f"the checkpoint is quantized already, as {plan.scheme}, and stays so"
+        raise FormatUnavailable(name, stays, "leave --quantize out")
+    return name
 
 
 def quantizable(
-    model: nn.Module, within: str, expert_counts: Collection[int], wanted: CpuFormat, keep: Collection[nn.Module]
+    model: nn.Module, within: str, expert_counts: Collection[int], wanted: Format, keep: Collection[nn.Module]
 ) -> list[str]:
     """Name the plain linears below the module `within` that a format takes, but for those to `keep`.
 
@@ -55,7 +60,7 @@ def quantizable(
         if type(module) is not nn.Linear or module.weight.is_meta or module in keep:
             continue
         is_router = module.out_features == 1 or module.out_features in expert_counts
-        if not is_router and (wanted == "int8" or group_size(module) is not None):
+        if not is_router and FITS[wanted](module):
             names.append(name)
     return names
 
@@ -74,14 +79,29 @@ def expert_counts(config: Any) -> frozenset[int]:
 
 
 def quantize(
-    model: nn.Module, names: Sequence[str], siblings: Sequence[Sequence[str]], wanted: CpuFormat, dtype: torch.dtype
+    model: nn.Module,
+    names: Sequence[str],
+    siblings: Sequence[Sequence[str]],
+    wanted: Format,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
-    """Replace the named linears by quantized ones; see replace_linears."""
-    replace_linears(model, names, siblings, int8_linear_class() if wanted == "int8" else int4_linear_class(dtype))
+    """Replace the named linears, which are on `device`, by quantized ones; see replace_linears."""
+    make: type[InferenceLinear]
+    match wanted:
+        case "int8":
+            make = int8_linear_class(device)
+        case "int4":
+            make = int4_linear_class(dtype, device)
+        case "fp8":
+            make = fp8_linears.fp8_linear_class(dtype, device)
+        case "nf4":
+            make = nf4_linears.Nf4Linear
+    replace_linears(model, names, siblings, make)
 
 
 def plain_matrices(model: nn.Module, within: str) -> Iterator[tuple[str, int]]:
     """Name the matrices below a module that are not quantized, with their sizes in bytes."""
     for name, parameter in model.get_submodule(within).named_parameters(prefix=within):
-        if parameter.dim() > 1 and not parameter.is_meta:
+        if parameter.dim() > 1 and parameter.is_floating_point() and not parameter.is_meta:
             yield name, parameter.numel() * parameter.element_size()

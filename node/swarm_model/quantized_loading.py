@@ -14,8 +14,9 @@ import torch
 
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import FormatUnavailable, UnsupportedModel
-from swarm_model.loading import drop_unused_embedding, load_model
-from swarm_model.quantization import CpuFormat, expert_counts, heads, plain_matrices, quantizable, quantize
+from swarm_model.inference_linears import InferenceLinear
+from swarm_model.loading import CPU, drop_unused_embedding, load_model, move_weights
+from swarm_model.quantization import Format, expert_counts, heads, plain_matrices, quantizable, quantize
 from swarm_model.siblings import watch_linears
 from swarm_model.sizing import DtypeName, blocks_at_once
 from swarm_model.skeleton import Anatomy, foreign_code
@@ -32,42 +33,46 @@ def load_quantized(
     end: int,
     *,
     dtype: torch.dtype,
-    wanted: CpuFormat,
+    wanted: Format,
     on_bytes: Callable[[int], None],
+    device: torch.device = CPU,
 ) -> Any:
-    """Build blocks `start` to `end` with their edges on the CPU, their linears quantized; see load_model.
+    """Build blocks `start` to `end` with their edges on a device, their linears quantized; see load_model.
 
     Raises CheckpointBroken, and FormatUnavailable for a model without plain linears in its blocks.
     """
     counts = expert_counts(checkpoint.config.get_text_config())
     whole: Any = None
-    dtype_name: DtypeName = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
-    at_once = blocks_at_once(checkpoint, dtype_name, expanded=anatomy.plan is not None)
+    at_once = blocks_at_once(checkpoint, _name(dtype), expanded=anatomy.plan is not None)
     quantized, first = 0, start
     while first < end:
         last = min(end, first + at_once)
-        part = load_model(checkpoint, anatomy, first, last, dtype=dtype, on_bytes=on_bytes)
+        part = load_model(checkpoint, anatomy, first, last, dtype=dtype, on_bytes=on_bytes, device=device)
         with torch.inference_mode():
+            move_weights(part, device)
             with watch_linears(part) as use:
-                _try_out(part, checkpoint.family, dtype)
+                _try_out(part, checkpoint.family, dtype, device)
             for number in range(first, last):
                 names = quantizable(part, f"{anatomy.blocks}.{number}", counts, wanted, use.read_directly)
                 inside = [group for group in use.siblings if group[0].startswith(f"{anatomy.blocks}.{number}.")]
-                quantize(part, names, inside, wanted, dtype)
+                quantize(part, names, inside, wanted, dtype, device)
                 quantized += len(names)
-            quantize(part, heads(part, anatomy), [], "int8", dtype)
+            quantize(part, heads(part, anatomy), [], "int8", dtype, device)
         whole = part if whole is None else _joined(whole, part, anatomy, (first, last))
         first = last
     if not quantized:
-        raise FormatUnavailable(wanted, f"the blocks of {checkpoint.family} hold no linear layers that it takes")
+        nothing = f"the blocks of {checkpoint.family} hold no linear layers that it takes"
+        raise FormatUnavailable(wanted, nothing, "choose --quantize int8, or none")
     drop_unused_embedding(whole, anatomy, start)
     _say_what_stays(whole, anatomy, (start, end), wanted, dtype)
+    if any(isinstance(module, InferenceLinear) and not module.quick for module in whole.modules()):
+        log.warning("no kernel for %s in %s on this device: every step widens all weights", wanted, _name(dtype))
     return whole
 
 
-def _try_out(model: Any, family: str, dtype: torch.dtype) -> None:
+def _try_out(model: Any, family: str, dtype: torch.dtype, device: torch.device) -> None:
     """Send two made-up tokens through what is loaded; a family that fails here only goes without shared products."""
-    hidden = torch.zeros(1, 2, int(model.config.get_text_config().hidden_size), dtype=dtype)
+    hidden = torch.zeros(1, 2, int(model.config.get_text_config().hidden_size), dtype=dtype, device=device)
     with contextlib.suppress(UnsupportedModel), foreign_code(family):
         model.base_model(inputs_embeds=hidden, use_cache=False)
 
@@ -83,7 +88,7 @@ def _joined(whole: Any, part: Any, anatomy: Anatomy, blocks: tuple[int, int]) ->
     return whole
 
 
-def _say_what_stays(model: Any, anatomy: Anatomy, span: tuple[int, int], wanted: CpuFormat, dtype: torch.dtype) -> None:
+def _say_what_stays(model: Any, anatomy: Anatomy, span: tuple[int, int], wanted: Format, dtype: torch.dtype) -> None:
     """Tell the operator where the format saves less than they may hope."""
     stays = [entry for number in range(*span) for entry in plain_matrices(model, f"{anatomy.blocks}.{number}")]
     size = sum(size for _, size in stays)
@@ -94,5 +99,10 @@ def _say_what_stays(model: Any, anatomy: Anatomy, span: tuple[int, int], wanted:
             wanted,
             ", ".join(kinds),
             size / 1e6,
-            str(dtype).removeprefix("torch."),
+            _name(dtype),
         )
+
+
+def _name(dtype: torch.dtype) -> DtypeName:
+    name: DtypeName = str(dtype).removeprefix("torch.")  # type: ignore[assignment]
+    return name

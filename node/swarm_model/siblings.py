@@ -51,7 +51,7 @@ class SiblingLinear(nn.Module):
     def __init__(self, product: SharedProduct, number: int, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = torch.empty(0, dtype=linear.weight.dtype)  # modelling code asks for its type, never its values
+        self.weight = linear.weight.new_empty(0)  # modelling code asks for its type, never its values
         self._product = product
         self._number = number
 

@@ -33,7 +33,13 @@ from swarm_model.errors import (
 from swarm_model.kv_pool import KVPool
 from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, Mode, choose_service, run_reference, watch_cache
-from swarm_model.loading import drop_unused_embedding, load_model, move_weights, owned_blocks, weight_bytes
+from swarm_model.loading import (
+    drop_unused_embedding,
+    load_model,
+    move_weights,
+    owned_blocks,
+    weight_bytes,
+)
 from swarm_model.native_kernels import prepare as prepare_kernels
 from swarm_model.pages import OutOfPages, PageTable, SessionKey
 from swarm_model.prequantized import expands
@@ -362,7 +368,9 @@ def load_span(
         if quantized is None:
             model = load_model(checkpoint, anatomy, start, end, dtype=dtype, on_bytes=read.add, device=device)
         else:
-            model = load_quantized(checkpoint, anatomy, start, end, dtype=dtype, wanted=quantized, on_bytes=read.add)
+            model = load_quantized(
+                checkpoint, anatomy, start, end, dtype=dtype, wanted=quantized, on_bytes=read.add, device=device
+            )
     config = checkpoint.config.get_text_config()
     span = LoadedSpan(
         model=model,

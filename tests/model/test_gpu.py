@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,11 @@ import torch
 
 from swarm_model.acceleration import Acceleration, acceleration_of
 from swarm_model.checkpoint import Checkpoint
+from swarm_model.fp8_linears import TorchFp8Linear, fp8_linear_class
+from swarm_model.int4_linears import CudaInt4Linear, int4_linear_class
+from swarm_model.int8_linears import TorchInt8Linear, int8_linear_class
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
+from swarm_model.sizing import QuantizationName
 from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
 from tests.model.families import BLOCKS, FAMILIES, load_reference, load_spans
 from tests.model.test_acceleration import compare, run
@@ -20,12 +25,15 @@ CUTS = [0, 2, 4, BLOCKS]
 CUDA = torch.device("cuda")
 
 
-def load(directory: Path, dtype: torch.dtype, acceleration: Acceleration | None = None) -> list[Span]:
+def load(
+    directory: Path,
+    dtype: torch.dtype,
+    acceleration: Acceleration | None = None,
+    quantize: QuantizationName = "none",
+) -> list[Span]:
     checkpoint = Checkpoint.open(directory)
-    return [
-        Span.load(checkpoint, start, end, device=CUDA, dtype=dtype, kv_bytes=64 << 20, acceleration=acceleration)
-        for start, end in pairwise(CUTS)
-    ]
+    kind = {"device": CUDA, "dtype": dtype, "kv_bytes": 64 << 20, "acceleration": acceleration, "quantize": quantize}
+    return [Span.load(checkpoint, start, end, **kind) for start, end in pairwise(CUTS)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -49,6 +57,31 @@ def test_every_kernel_that_can_be_imported_is_exact(checkpoint_of: Callable[[str
         spans = load(checkpoint_of("llama"), torch.bfloat16, alone)
         assert all(span.info.kernel.endswith("+graphs") for span in spans)
         compare(run(spans, 6), plain, 0.3)
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4", "nf4", "fp8"])
+def test_a_quantized_span_gives_what_it_gives_on_a_cpu(
+    quantize: QuantizationName, checkpoint_of: Callable[[str], Path]
+) -> None:
+    spans = load(checkpoint_of("llama"), torch.bfloat16, quantize=quantize)
+    assert all(f"{quantize}/cuda" in span.info.numeric_class for span in spans)
+    compare(
+        run(spans, 5), run(load_spans(checkpoint_of("llama"), CUTS, dtype=torch.bfloat16, quantize=quantize), 5), 0.3
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "wanted"),
+    [
+        (int8_linear_class, TorchInt8Linear),
+        (partial(int4_linear_class, torch.bfloat16), CudaInt4Linear),
+        (partial(fp8_linear_class, torch.bfloat16), TorchFp8Linear),
+    ],
+)
+def test_products_run_on_tensor_cores(chosen: Callable[[torch.device], type], wanted: type) -> None:
+    if wanted is TorchFp8Linear and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("no tensor cores for 8-bit floats")
+    assert chosen(CUDA) is wanted
 
 
 def test_random_text_scores_as_with_transformers(checkpoint_of: Callable[[str], Path]) -> None:

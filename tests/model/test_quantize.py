@@ -14,10 +14,13 @@ from torch import nn
 
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import FormatUnavailable, NotEnoughMemory
-from swarm_model.int4_linears import KernelInt4Linear, PlainInt4Linear, int4_linear_class
-from swarm_model.int8_linears import PlainInt8Linear, int8_linear_class
-from swarm_model.linears import InferenceLinear, PackedLinear, can_pack, pack_linears
+from swarm_model.fp8_linears import PlainFp8Linear, TorchFp8Linear
+from swarm_model.inference_linears import InferenceLinear
+from swarm_model.int4_linears import CpuInt4Linear, PlainInt4Linear, int4_linear_class
+from swarm_model.int8_linears import PlainInt8Linear, TorchInt8Linear, int8_linear_class
+from swarm_model.linears import PackedLinear, can_pack, pack_linears
 from swarm_model.native_kernels import SETTING
+from swarm_model.nf4_linears import Nf4Linear
 from swarm_model.siblings import SharedProduct, SiblingLinear, fuse, watch_linears
 from swarm_model.sizing import QuantizationName, require_memory, weight_sizes
 from swarm_model.span import Chunk, SessionKey, Span
@@ -25,12 +28,15 @@ from tests.model.families import BLOCKS, CPU, VOCABULARY, load_spans, make_check
 from tests.model.quantized_checkpoints import make_fp8, make_nf4
 
 FAMILIES = ["llama", "qwen2", "gemma2"]
-FORMATS: list[QuantizationName] = ["int8", "int4"]
-ERROR_OF_A_LAYER = {"int8": 0.02, "int4": 0.12}  # relative, for normal weights and inputs
-ERROR_OF_FIVE_BLOCKS = {"int8": 0.06, "int4": 0.45}  # of these random models, whose weights are large
+FORMATS: list[QuantizationName] = ["int8", "int4", "nf4", "fp8"]
+ERROR_OF_A_LAYER = {"int8": 0.02, "int4": 0.12, "nf4": 0.12, "fp8": 0.05}  # relative, for normal weights and inputs
+ERROR_OF_FIVE_BLOCKS = {"int8": 0.06, "int4": 0.45, "nf4": 0.45, "fp8": 0.2}  # of random models with large weights
 ERROR_OF_BFLOAT16 = 0.05
-SMALLER = {"int8": 0.6, "int4": 0.4}  # than bfloat16, head and scales counted in
+SMALLER = {"int8": 0.6, "int4": 0.4, "nf4": 0.65, "fp8": 0.6}  # than bfloat16, with all that these sizes do not suit
 INPUTS, OUTPUTS = 256, 96
+
+
+ADDS_IN_ANY_ORDER = (TorchFp8Linear,)  # as the products of floats do that stand for formats without a kernel
 
 
 def make_linear(dtype: torch.dtype, bias: bool = True, seed: int = 0) -> nn.Linear:
@@ -49,10 +55,14 @@ def make_rows(count: int, dtype: torch.dtype) -> torch.Tensor:
 def layer_classes(dtype: torch.dtype) -> dict[type[InferenceLinear], str]:
     return {
         int8_linear_class(): "int8",
+        TorchInt8Linear: "int8",
         PlainInt8Linear: "int8",
         int4_linear_class(dtype): "int4",
-        KernelInt4Linear: "int4",
+        CpuInt4Linear: "int4",
         PlainInt4Linear: "int4",
+        Nf4Linear: "nf4",
+        TorchFp8Linear: "fp8",
+        PlainFp8Linear: "fp8",
     }
 
 
@@ -78,7 +88,7 @@ def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
             layer = kind(linear)
             together = layer(rows)
             alone = torch.cat([layer(row[None]) for row in rows])
-            if kind in (PlainInt8Linear, PlainInt4Linear):  # float32 sums may be added in another order
+            if isinstance(layer, ADDS_IN_ANY_ORDER) or not layer.quick:
                 difference = (alone - together).abs().amax(dim=1) / together.abs().amax(dim=1)
                 assert difference.max() < torch.finfo(dtype).eps * 8, kind
             else:
@@ -88,8 +98,36 @@ def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
 def test_the_two_ways_to_multiply_agree() -> None:
     linear, rows = make_linear(torch.float32), make_rows(5, torch.float32)
     with torch.inference_mode():
-        for quick, plain in ((int8_linear_class(), PlainInt8Linear), (KernelInt4Linear, PlainInt4Linear)):
+        for quick, plain in (
+            (int8_linear_class(), PlainInt8Linear),
+            (TorchInt8Linear, PlainInt8Linear),
+            (CpuInt4Linear, PlainInt4Linear),
+        ):
             torch.testing.assert_close(quick(linear)(rows), plain(linear)(rows), rtol=1e-4, atol=1e-3)
+        wanted = PlainFp8Linear(linear)(rows)
+        torch.testing.assert_close(TorchFp8Linear(linear)(rows), wanted, rtol=1e-2, atol=1e-2 * float(wanted.max()))
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 40])
+def test_products_of_integers_fill_up_what_an_accelerator_does_not_take(count: int) -> None:
+    linear = nn.Linear(107, 45)
+    rows = torch.randn(count, 107, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        torch.testing.assert_close(TorchInt8Linear(linear)(rows), PlainInt8Linear(linear)(rows))
+
+
+def test_every_8_bit_float_is_widened_to_itself() -> None:
+    """A layer of ones, whose inputs are all finite e4m3 values one by one."""
+    values = torch.arange(-128, 128).to(torch.int8).view(torch.float8_e4m3fn).float()
+    values = values[values.isfinite()]
+    rows = torch.zeros(len(values), 16)
+    rows[:, 0], rows[:, 1] = values, 448.0  # which makes the scale 1
+    linear = nn.Linear(16, 16, bias=False)
+    with torch.inference_mode():
+        linear.weight.zero_()
+        linear.weight[:, 0] = 448.0
+        outputs = PlainFp8Linear(linear)(rows)
+    torch.testing.assert_close(outputs, (448 * values)[:, None].expand(-1, 16))
 
 
 def test_rows_of_zeros_and_rows_that_are_not_finite() -> None:
@@ -97,7 +135,7 @@ def test_rows_of_zeros_and_rows_that_are_not_finite() -> None:
     rows = torch.zeros(3, INPUTS)
     rows[1, 3], rows[2, 5] = float("nan"), float("inf")
     with torch.inference_mode():
-        for kind in (int8_linear_class(), PlainInt8Linear):
+        for kind in (int8_linear_class(), TorchInt8Linear, PlainInt8Linear, TorchFp8Linear, PlainFp8Linear):
             outputs = kind(linear)(rows)
             assert not outputs[0].any()
             assert not outputs[1:].isfinite().any()
@@ -158,24 +196,22 @@ def test_routers_and_fused_experts_stay_and_are_named(
     assert 0.5 < span.info.weight_bytes / plain.info.weight_bytes < 1
 
 
-@pytest.mark.parametrize(
-    ("name", "device", "needs"),
-    [
-        ("nf4", "cpu", "bitsandbytes"),
-        ("fp8", "cpu", "8.9"),
-        ("nf4", "cuda", "no code"),
-        ("int8", "cuda", "CPU"),
-        ("int4", "mps", "CPU"),
-    ],
-)
-def test_formats_that_cannot_be_had_are_refused(
-    name: QuantizationName, device: str, needs: str, checkpoint_of: Callable[[str], Path]
+def test_nf4_without_its_package_is_refused(
+    checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = Checkpoint.open(checkpoint_of("llama"))
-    kind = {"device": torch.device(device), "dtype": torch.float32, "kv_bytes": 1 << 20}
-    with pytest.raises(FormatUnavailable, match=needs) as refusal:
-        Span.load(checkpoint, 0, 1, **kind, quantize=name)
-    assert "--quantize" in refusal.value.remedy()
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(FormatUnavailable, match="bitsandbytes is not installed") as refusal:
+        load_spans(checkpoint_of("llama"), [0, 2], quantize="nf4")
+    assert "pip install" in refusal.value.remedy()
+
+
+def test_a_format_without_a_kernel_is_said_to_be_slow(
+    checkpoint_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    load_spans(checkpoint_of("llama"), [0, 2], dtype=torch.bfloat16, quantize="int8")
+    assert "no kernel" not in caplog.text
+    load_spans(checkpoint_of("llama"), [0, 2], dtype=torch.bfloat16, quantize="fp8")
+    assert "no kernel for fp8" in caplog.text
 
 
 def test_a_checkpoint_that_is_expanded_can_be_quantized_anew(tmp_path: Path) -> None:
@@ -253,15 +289,14 @@ LIMITED = """
 import json, sys, torch
 from pathlib import Path
 from tests.model.families import BLOCKS, load_spans
-from tests.model.test_quantize import int8_linear_class, outputs_of
+from tests.model.test_quantize import FORMATS, int8_linear_class, outputs_of
 
 torch.set_num_threads(1)
 ids = list(range(3, 40))
 kinds = {
     "float32": {},
     "bfloat16": {"dtype": torch.bfloat16},
-    "int8": {"quantize": "int8"},
-    "int4": {"quantize": "int4"},
+    **{name: {"quantize": name} for name in FORMATS},
 }
 spans = {name: load_spans(Path(sys.argv[1]), [0, BLOCKS - 1], **kind)[0] for name, kind in kinds.items()}
 outputs = {name: outputs_of(span, b"a", ids) for name, span in spans.items()}
