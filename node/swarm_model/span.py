@@ -35,6 +35,7 @@ from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, Mode, choose_service, run_reference, watch_cache
 from swarm_model.loading import (
     drop_unused_embedding,
+    give_back_memory,
     load_model,
     move_weights,
     owned_blocks,
@@ -422,6 +423,7 @@ def load_span(
                 device=device,
             )
 
+    give_back_memory()
     owned = {block: [checkpoint.tensors[name] for name in anatomy.digest_tensors(block)] for block in range(start, end)}
     hashed = _ByteProgress("digest", sum(t.end - t.start for tensors in owned.values() for t in tensors), on_progress)
     scheme = [anatomy.plan.label] if anatomy.plan else []
