@@ -15,6 +15,9 @@ from torch import nn
 
 log = logging.getLogger(__name__)
 
+LARGEST: Final = 127.0  # of integers that rows are rounded to
+TINY: Final = 1e-20  # stands for the largest value of a row of zeros
+NATIVE_DTYPES: Final = (torch.float32, torch.bfloat16)  # of rows that our own kernels take
 SLOWER_THAN_PLAIN: Final = 2.0  # operators that take longer are loops that somebody wrote as a reference
 TRIAL_INPUTS, TRIAL_OUTPUTS, TRIAL_ROWS = 512, 256, 8
 CAST_AT_ONCE: Final = 1 << 18  # weights that stay in a processor's cache once they are cast
@@ -42,6 +45,15 @@ LinearKind = TypeVar("LinearKind", bound=InferenceLinear)
 def outputs_at_once(inputs: int, device: torch.device) -> int:
     """Say how many outputs of a weight to cast at once where it is multiplied in pieces."""
     return max(1, (CAST_AT_ONCE if device.type == "cpu" else CAST_AT_ONCE_ELSEWHERE) // inputs)
+
+
+def round_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round float32 `[rows, columns]` to int8 with one scale a row; returns also each row's largest value, `[rows, 1]`.
+
+    A row that is not finite gets a largest value that is not, and so a result that is not.
+    """
+    largest = rows.abs().amax(1, keepdim=True).clamp_min_(TINY)
+    return (rows * (LARGEST / largest)).round_().to(torch.int8), largest
 
 
 def trial_linear(dtype: torch.dtype, device: torch.device) -> nn.Linear:

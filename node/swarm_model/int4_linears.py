@@ -1,8 +1,9 @@
-"""Linear layers with 4-bit weights: groups of inputs share a scale and an offset, activations stay whole.
+"""Linear layers with 4-bit weights, of which groups share a scale and an offset; activations are 8-bit integers.
 
-Made for memory, and for decoding a few sessions: for many rows, unpacking costs more than reading less saves. Runs on
-torch's own kernels where they are right and quick on this device, else in float32 on unpacked pieces. Called by
-quantization.py.
+A token's row is rounded by its own largest value, as in int8_linears.py: beside the weights' rounding that changes
+little, and products of integers are quick. With AVX-512 VNNI a kernel of our own does it all in one call
+(`native/int4_linear.cpp`); else torch's own kernels do, where they are right and quick on this device, and last float32
+on unpacked pieces. Called by quantization.py.
 """
 
 from abc import ABC, abstractmethod
@@ -13,15 +14,20 @@ import torch
 from torch import nn
 
 from swarm_model.inference_linears import (
+    LARGEST,
+    NATIVE_DTYPES,
     InferenceLinear,
     first_that_works,
     outputs_at_once,
+    round_rows,
     trial_linear,
     trial_rows,
 )
+from swarm_model.native_kernels import native_operator
 
 GROUPS: Final = (64, 32)  # inputs that share a scale: the first that divides a layer's inputs
-OUTPUTS_MULTIPLE: Final = 16  # what torch's kernel takes
+OUTPUTS_MULTIPLE: Final = 16  # what the kernels take
+PANEL: Final = 16  # outputs that lie together for the native one
 LEVELS: Final = 15
 MIDDLE: Final = 8
 QUANTIZED_AT_ONCE: Final = 1 << 22  # weights that are held in float32 and int32 while loading
@@ -41,8 +47,6 @@ def group_size(linear: nn.Linear) -> int | None:
 class Int4Linear(InferenceLinear, ABC):
     """A linear layer with a 4-bit weight; subclasses unpack and multiply."""
 
-    scales_and_offsets: torch.Tensor  # [groups, out features, 2], in the activations' dtype
-
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         group = group_size(linear)
@@ -50,56 +54,106 @@ class Int4Linear(InferenceLinear, ABC):
         self.group = group
         rows = max(OUTPUTS_MULTIPLE, QUANTIZED_AT_ONCE // self.in_features // OUTPUTS_MULTIPLE * OUTPUTS_MULTIPLE)
         parts = [_quantize(part, group) for part in torch.split(linear.weight.detach(), rows)]
-        self.packed = self._pack(torch.cat([integers for integers, _ in parts]))
-        scales_and_offsets = torch.cat([each for _, each in parts]).transpose(0, 1).contiguous()
-        self.register_buffer("scales_and_offsets", scales_and_offsets, persistent=False)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Map `[..., in features]` to `[..., out features]`."""
-        outputs = self._multiply(inputs.reshape(-1, self.in_features))
+        self._keep(torch.cat([pairs for pairs, _ in parts]), torch.cat([each for _, each in parts]))
         if self.bias is not None:
-            outputs.add_(self.bias)
-        return outputs.view(*inputs.shape[:-1], self.out_features)
+            self.bias = self.bias.float()
 
     @abstractmethod
-    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map `[..., in features]` to `[..., out features]`."""
+
+    @abstractmethod
+    def _keep(self, pairs: torch.Tensor, scales_and_offsets: torch.Tensor) -> None:
+        """Bring the weight into the form that multiplying wants; see `_quantize`."""
+
+
+class NativeInt4Linear(Int4Linear):
+    """Rounds, unpacks, multiplies and scales in one call."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Raises ImportError where there is no kernel for this machine."""
+        operator = native_operator("int4_linear")
+        if operator is None:
+            raise ImportError("there is no native kernel for this machine")
+        self._operator = operator
+        super().__init__(linear)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.dtype not in NATIVE_DTYPES:
+            return self.forward(inputs.float()).to(inputs.dtype)
+        rows = inputs.reshape(-1, self.in_features).contiguous()
+        outputs = rows.new_empty(len(rows), self.out_features)
+        self._operator(outputs, rows, self.packed, self.bias)
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    def _keep(self, pairs: torch.Tensor, scales_and_offsets: torch.Tensor) -> None:
+        """Lay the weight out in panels of 16 outputs, as `native/int4_linear.cpp` reads them.
+
+        A panel's group has the outputs' scales, their offsets, and their weights, of which a byte holds two: of an
+        input of the group's first half, and of one of its second.
+        """
+        panels, groups = len(pairs) // PANEL, self.in_features // self.group
+        quads = _unpair(pairs).view(panels, PANEL, groups, 2, self.group // 8, 4).permute(3, 0, 2, 4, 1, 5)
+        weights = (quads[0] | quads[1] << 4).reshape(panels, groups, -1)
+        by_panel = scales_and_offsets.view(panels, PANEL, groups, 2).permute(0, 2, 3, 1).contiguous()
+        self.packed = torch.cat([by_panel.view(torch.uint8).view(panels, groups, -1), weights], dim=2)
+
+
+class RoundedInt4Linear(Int4Linear, ABC):
+    """Rounds and scales by torch; subclasses multiply integers."""
+
+    scales_and_offsets: torch.Tensor  # bfloat16 [groups, out features, 2]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        integers, largest = round_rows(inputs.reshape(-1, self.in_features).float())
+        outputs = self._multiply(integers) * (largest / LARGEST)
+        if self.bias is not None:
+            outputs.add_(self.bias)
+        return outputs.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
+
+    def _keep(self, pairs: torch.Tensor, scales_and_offsets: torch.Tensor) -> None:
+        self.packed = self._pack(pairs)
+        self.register_buffer("scales_and_offsets", scales_and_offsets.transpose(0, 1).contiguous(), persistent=False)
+
+    @abstractmethod
+    def _pack(self, pairs: torch.Tensor) -> torch.Tensor:
         """Bring pairs of 4-bit integers, uint8 `[out features, in features / 2]`, into the form `_multiply` wants."""
 
     @abstractmethod
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        """Multiply `[rows, in features]` with the weight: `[rows, out features]`."""
+        """Multiply int8 `[rows, in features]` with the weight: float32 or bfloat16 `[rows, out features]`."""
 
 
-class CpuInt4Linear(Int4Linear):
-    """Unpacks in registers, by torch's kernel for CPUs."""
+class CpuInt4Linear(RoundedInt4Linear):
+    """Unpacks in registers, by torch's kernel for CPUs; bfloat16 holds all integers of 8 bits."""
 
-    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
-        packed: torch.Tensor = torch._convert_weight_to_int4pack_for_cpu(_unpair(weight).int(), 1)
+    def _pack(self, pairs: torch.Tensor) -> torch.Tensor:
+        packed: torch.Tensor = torch._convert_weight_to_int4pack_for_cpu(_unpair(pairs).int(), 1)
         return packed
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales_and_offsets)
+        return torch._weight_int4pack_mm_for_cpu(rows.bfloat16(), self.packed, self.group, self.scales_and_offsets)
 
 
-class CudaInt4Linear(Int4Linear):
-    """The same by torch's kernel for NVIDIA's tensor cores, which takes bfloat16 alone."""
+class CudaInt4Linear(RoundedInt4Linear):
+    """The same by torch's kernel for NVIDIA's tensor cores."""
 
-    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
+    def _pack(self, pairs: torch.Tensor) -> torch.Tensor:
         tiles = next(tiles for tiles in INNER_TILES if self.in_features % (TILE * tiles) == 0)
-        packed: torch.Tensor = torch._convert_weight_to_int4pack(weight, tiles)
+        packed: torch.Tensor = torch._convert_weight_to_int4pack(pairs, tiles)
         return packed
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch._weight_int4pack_mm(rows, self.packed, self.group, self.scales_and_offsets)
+        return torch._weight_int4pack_mm(rows.bfloat16(), self.packed, self.group, self.scales_and_offsets)
 
 
-class PlainInt4Linear(Int4Linear):
+class PlainInt4Linear(RoundedInt4Linear):
     """Unpacks pieces into float32, on any device."""
 
     quick = False
 
-    def _pack(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight
+    def _pack(self, pairs: torch.Tensor) -> torch.Tensor:
+        return pairs
 
     def _multiply(self, rows: torch.Tensor) -> torch.Tensor:
         at_once = outputs_at_once(self.in_features, rows.device)
@@ -111,13 +165,13 @@ class PlainInt4Linear(Int4Linear):
             scales, offsets = of_piece[..., :1], of_piece[..., 1:]  # [outputs, groups, 1]
             weight = piece.view(len(piece), -1, self.group).sub_(MIDDLE).mul_(scales).add_(offsets).view(len(piece), -1)
             outputs.append(floats @ weight.t())
-        return torch.cat(outputs, dim=1).to(rows.dtype)
+        return torch.cat(outputs, dim=1)
 
 
 @cache
 def int4_linear_class(dtype: torch.dtype, device: torch.device = CPU) -> type[Int4Linear]:
     """Choose how a device multiplies with 4-bit weights, by trying it."""
-    kinds = {"cpu": (CpuInt4Linear,), "cuda": (CudaInt4Linear,)}.get(device.type, ())
+    kinds = {"cpu": (NativeInt4Linear, CpuInt4Linear), "cuda": (CudaInt4Linear,)}.get(device.type, ())
     linear, rows = trial_linear(dtype, device), trial_rows(dtype, device)
     return first_that_works(kinds, PlainInt4Linear, linear, rows, TOLERANCE)
 
@@ -125,13 +179,13 @@ def int4_linear_class(dtype: torch.dtype, device: torch.device = CPU) -> type[In
 def _quantize(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Round `[outputs, inputs]` to pairs of 4-bit integers, uint8 `[outputs, inputs / 2]`, and `[outputs, groups, 2]`.
 
-    Between a group's smallest and largest value; the scale and offset are rounded to the weight's dtype first, so that
-    their rounding is not an error on top.
+    Between a group's smallest and largest value; the scale and offset, bfloat16, are rounded first, so that their
+    rounding is not an error on top.
     """
     groups = weight.float().view(len(weight), -1, group)
     low, high = groups.aminmax(dim=2, keepdim=True)
-    scales = ((high - low) / LEVELS).to(weight.dtype).clamp_min(torch.finfo(weight.dtype).tiny)
-    offsets = (low + MIDDLE * scales.float()).to(weight.dtype)
+    scales = ((high - low) / LEVELS).bfloat16().clamp_min(torch.finfo(torch.bfloat16).tiny)
+    offsets = (low + MIDDLE * scales.float()).bfloat16()
     integers = ((groups - offsets.float()) / scales.float()).round_().add_(MIDDLE).clamp_(0, LEVELS)
     pairs = integers.to(torch.uint8).view(len(weight), -1, 2)
     return pairs[..., 0] << 4 | pairs[..., 1], torch.cat([scales, offsets], dim=2)

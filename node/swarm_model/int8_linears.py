@@ -16,20 +16,20 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from swarm_model.inference_linears import (
+    LARGEST,
+    NATIVE_DTYPES,
     TRIAL_INPUTS,
     TRIAL_ROWS,
     InferenceLinear,
     first_that_works,
     outputs_at_once,
+    round_rows,
     trial_linear,
 )
 from swarm_model.native_kernels import native_operator
 
-LARGEST: Final = 127.0
-TINY: Final = 1e-20  # stands for the largest value of a row of zeros
 QUANTIZED_AT_ONCE: Final = 1 << 24  # weights that are held in float32 while loading
 PANEL: Final = 16  # outputs, and numbers of a vector: what the native kernel's weight is filled up to
-NATIVE_DTYPES: Final = (torch.float32, torch.bfloat16)  # of inputs
 FEWEST_ROWS: Final = 32  # that torch's product is given: on CUDA it refuses fewer than 17
 SIZES_MULTIPLE: Final = 8  # of inputs and outputs that it takes there
 TOLERANCE: Final = 1e-6  # sums of integers are exact: what is left is the rounding of their product with the scales
@@ -45,7 +45,7 @@ class Int8Linear(InferenceLinear, ABC):
         super().__init__(linear)
         weight = linear.weight.detach()
         rows = max(1, QUANTIZED_AT_ONCE // self.in_features)
-        parts = [_quantize(part.float()) for part in torch.split(weight, rows)]
+        parts = [round_rows(part.float()) for part in torch.split(weight, rows)]
         self.packed = self._pack(torch.cat([integers for integers, _ in parts]))
         largest = torch.cat([largest for _, largest in parts])[:, 0]
         self.register_buffer("scales", largest / LARGEST**2, persistent=False)
@@ -95,7 +95,7 @@ class RoundedInt8Linear(Int8Linear, ABC):
     """Rounds and scales by torch; subclasses multiply integers."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        integers, largest = _quantize(inputs.reshape(-1, self.in_features).float())
+        integers, largest = round_rows(inputs.reshape(-1, self.in_features).float())
         outputs = self._multiply(integers).mul_(largest)  # [rows, out features]
         if self.bias is not None:
             outputs.add_(self.bias)
@@ -159,15 +159,6 @@ def int8_linear_class(device: torch.device = CPU) -> type[Int8Linear]:
     rows = torch.randint(-127, 128, (TRIAL_ROWS, TRIAL_INPUTS), generator=generator).float().to(device)
     rows[0] = LARGEST
     return first_that_works(kinds, PlainInt8Linear, linear, rows, TOLERANCE)
-
-
-def _quantize(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round float32 `[rows, columns]` to int8 with one scale a row; returns also each row's largest value, `[rows, 1]`.
-
-    A row that is not finite gets a largest value that is not, and so a result that is not.
-    """
-    largest = rows.abs().amax(1, keepdim=True).clamp_min_(TINY)
-    return (rows * (LARGEST / largest)).round_().to(torch.int8), largest
 
 
 @cache

@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 
 log = logging.getLogger(__name__)
 
-Name = Literal["int8_linear", "paged_attention"]
-NAMES: Final[tuple[Name, ...]] = ("int8_linear", "paged_attention")
+Name = Literal["int8_linear", "int4_linear", "paged_attention"]
+NAMES: Final[tuple[Name, ...]] = ("int8_linear", "int4_linear", "paged_attention")
 SOURCES: Final = Path(__file__).parent / "native"
 SETTING: Final = "SWARM_NATIVE_KERNELS"  # "off" in the environment does without
 COMPILERS: Final = ("c++", "g++", "clang++")  # after the one that CXX names
@@ -142,7 +142,7 @@ def _library(name: Name) -> Path | None:
     compiler = _compiler()
     if compiler is None:
         return None
-    source = b"".join(path.read_bytes() for path in (_source(name), SOURCES / "numbers.h"))
+    source = b"".join(path.read_bytes() for path in (_source(name), *sorted(SOURCES.glob("*.h"))))
     made_for = "\n".join((*FLAGS, compiler, _version(compiler), torch.__version__, _cpu()))
     digest = hashlib.sha256(source + made_for.encode()).hexdigest()[:16]
     return _folder() / f"{name}-{digest}.so"

@@ -20,8 +20,8 @@ BESIDE_WEIGHTS: Final = re.compile(r"(scales?|scale_inv|zero_point|shape)$")  # 
 QuantizationName = Literal["none", "int8", "int4", "nf4", "fp8"]
 DTYPE_BYTES: Final[dict[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
 INT8_BYTES: Final = 1.01  # of a weight, with its share of a scale, fp8's too; the head is int8 in any format
-GROUP: Final = 64  # weights that share a scale, in int4 also an offset
-NF4_SCALE: Final = 4  # bytes
+GROUP: Final = 64  # weights of 4 bits that share a scale, in int4 also an offset
+SCALES_BYTES: Final = 4  # of a group
 READ_AT_ONCE_BYTES: Final = 1 << 26  # of blocks that are held unquantized while a span is loaded
 EXPERTS: Final = re.compile(r"\.experts?\.")  # transformers fuses them into parameters that are not quantized
 COUNTED_PAGES: Final = 1 << 20  # at most, where pages take no memory but their bookkeeping
@@ -60,8 +60,7 @@ def weight_sizes(
     """
     plain = DTYPE_BYTES[dtype]
     head = 1.0 if quantization == "none" else INT8_BYTES / plain
-    beside = {"int4": 2 * plain, "nf4": NF4_SCALE}.get(quantization)  # a group of 4-bit weights, in bytes
-    matrix = head if beside is None else (0.5 + beside / GROUP) / plain
+    matrix = (0.5 + SCALES_BYTES / GROUP) / plain if quantization in ("int4", "nf4") else head
     bits = bits_of(checkpoint.quantization) if expanded else 0
     blocks, whole_blocks = [0] * checkpoint.num_blocks, [0] * checkpoint.num_blocks
     embedding = tied_head = others = 0

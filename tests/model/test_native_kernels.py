@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swarm_model.acceleration import Acceleration
+from swarm_model.inference_linears import InferenceLinear
+from swarm_model.int4_linears import NativeInt4Linear, PlainInt4Linear
 from swarm_model.int8_linears import NativeInt8Linear, PlainInt8Linear
 from swarm_model.kernels import Asked
 from swarm_model.native_attention import NativeAttention
@@ -88,9 +90,34 @@ def test_int8_products_of_any_shape(
 
 
 @needs_int8
-def test_products_of_several_threads_are_those_of_one() -> None:
+@given(
+    rows=st.integers(1, 40),
+    groups=st.integers(1, 5),
+    panels=st.integers(1, 5),
+    bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 1000),
+)
+def test_int4_products_of_any_shape(
+    rows: int, groups: int, panels: int, bias: bool, dtype: torch.dtype, seed: int
+) -> None:
+    """Groups of 32 inputs and of 64, as their number is odd or even."""
+    torch.manual_seed(seed)
+    linear = nn.Linear(32 * groups, 16 * panels, bias=bias)
+    given_rows = torch.randint(-127, 128, (rows, 32 * groups)).float()
+    given_rows[:, 0] = 127.0
+    with torch.inference_mode():
+        ours = NativeInt4Linear(linear)(given_rows.to(dtype))
+        theirs = PlainInt4Linear(linear)(given_rows.to(dtype))
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol={torch.float32: 1e-4}.get(dtype, 1e-2))
+
+
+@needs_int8
+@pytest.mark.parametrize("kind", [NativeInt8Linear, NativeInt4Linear])
+def test_products_of_several_threads_are_those_of_one(kind: type[InferenceLinear]) -> None:
     torch.manual_seed(0)
-    layer, rows = NativeInt8Linear(nn.Linear(256, 1000)), torch.randn(50, 256)
+    layer, rows = kind(nn.Linear(256, 992)), torch.randn(50, 256)
     threads = torch.get_num_threads()
     try:
         with torch.inference_mode():
@@ -117,6 +144,21 @@ def test_operators_check_what_they_are_given() -> None:
         (outputs, rows, layer.packed[:, :4], layer.scales, layer.bias),
         (outputs, rows, layer.packed, layer.scales, layer.bias[:3]),
         (outputs.bfloat16(), rows, layer.packed, layer.scales, layer.bias),
+    ):
+        with pytest.raises(RuntimeError):
+            operator(*wrong)
+    layer = NativeInt4Linear(nn.Linear(32, 32))
+    operator = native_operator("int4_linear")
+    assert operator is not None
+    operator(outputs, rows, layer.packed, layer.bias)
+    for wrong in (
+        (outputs[:1], rows, layer.packed, layer.bias),
+        (outputs.long(), rows, layer.packed, layer.bias),
+        (outputs, rows[:, :16], layer.packed, layer.bias),
+        (outputs, rows[:, :0], layer.packed[:, :0], layer.bias),
+        (outputs, rows, layer.packed[:1], layer.bias),
+        (outputs, rows, layer.packed[0], layer.bias),
+        (outputs, rows, layer.packed, layer.bias[:3]),
     ):
         with pytest.raises(RuntimeError):
             operator(*wrong)

@@ -5,7 +5,6 @@
 // unsigned; 128 times the sum of a row's integers is subtracted at the end. A panel is read from memory once for up to
 // MOST_ROWS rows, and while it is used the next one is asked for: decoding is as quick as memory gives the weights.
 
-#include <immintrin.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -15,30 +14,17 @@
 #include <cstdint>
 #include <optional>
 #include <utility>
-#include <vector>
-
-#include "numbers.h"
 
 #ifdef __AVX512VNNI__
+
+#include "rounding.h"
 
 namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t LANES = 16;          // outputs of a panel
-constexpr int64_t TOGETHER = 4;        // inputs of an output that lie side by side
 constexpr int64_t MOST_ROWS = 12;      // of a tile: with two panels 24 of the 32 registers hold sums
 constexpr int64_t ONE_PANEL_ROWS = 8;  // up to which a tile has one panel, so that the weight comes as one stream
-constexpr float LARGEST = 127.0f;
-constexpr float TINY = 1e-20f;  // stands for the largest value of a row of zeros
-
-// Rounded rows of inputs, `width` bytes each, with what undoes the rounding and the shift of the weight.
-struct Rows {
-  const int8_t* integers;
-  const int32_t* sums;
-  const float* largest;
-  int64_t width;  // inputs, filled up with zeros to whole panels
-};
 
 struct Weight {
   const uint8_t* panels;
@@ -46,54 +32,6 @@ struct Weight {
   const float* bias;  // may be null
   int64_t outputs;
 };
-
-inline __mmask16 lanes_mask(int64_t left) {
-  return left >= LANES ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1 << left) - 1);
-}
-
-inline __m512 load_lanes(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
-
-inline __m512 load_lanes(const BFloat16* from, __mmask16 mask) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
-}
-
-inline void store_lanes(float* to, __m512 values, __mmask16 mask) { _mm512_mask_storeu_ps(to, mask, values); }
-
-inline void store_lanes(BFloat16* to, __m512 values, __mmask16 mask) {
-  const __m512i bits = _mm512_castps_si512(values);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 ordered = _mm512_cmp_ps_mask(values, values, _CMP_ORD_Q);
-  const __m512i kept = _mm512_mask_mov_epi32(_mm512_set1_epi32(0x7fc00000), ordered, rounded);
-  _mm256_mask_storeu_epi16(to, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16)));
-}
-
-// vpdpbusd in place: some compilers copy the sums for the intrinsic, and run out of registers.
-inline void add_products(__m512i& sums, __m512i weight, __m512i row) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weight), "v"(row));
-}
-
-// One row to integers: largest value and sum are returned. NaN and infinities make `largest` not finite.
-template <typename Number>
-void round_row(const Number* row, int64_t inputs, int64_t width, int8_t* integers, float& largest, int32_t& sum) {
-  __m512 most = _mm512_setzero_ps();
-  __mmask16 unordered = 0;
-  for (int64_t at = 0; at < inputs; at += LANES) {
-    const __m512 values = load_lanes(row + at, lanes_mask(inputs - at));
-    most = _mm512_max_ps(most, _mm512_abs_ps(values));
-    unordered |= _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-  }
-  largest = unordered ? __builtin_nanf("") : std::max(_mm512_reduce_max_ps(most), TINY);
-  const __m512 factor = _mm512_set1_ps(1.0f / largest * LARGEST);
-  __m512i sums = _mm512_setzero_si512();
-  for (int64_t at = 0; at < width; at += LANES) {
-    const __m512 values = load_lanes(row + at, lanes_mask(inputs - at));
-    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(values, factor));
-    sums = _mm512_add_epi32(sums, rounded);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(integers + at), _mm512_cvtepi32_epi8(rounded));
-  }
-  sum = _mm512_reduce_add_epi32(sums);
-}
 
 // The products of ROWS rows with PANELS panels, into `sums[ROWS][PANELS * 16]`. `ahead` is what the next tile will
 // read, of which the first `asked` cache lines of each panel are asked for. CHAINS sums of each product are kept apart.
@@ -178,7 +116,7 @@ void multiply(const Rows& rows, int64_t count, const Weight& weight, Number* out
       for (int64_t part = 0, row = 0, size; part < parts; ++part, row += size) {
         size = (count - row + parts - part - 1) / (parts - part);
         const Tile kind = panels == 2 ? WIDE[size - ONE_PANEL_ROWS] : NARROW[size - 1];
-        kind(here, rows.integers + row * rows.width, rows.width, sums, here + panels * panel + part * asked * 64,
+        kind(here, rows.integers.data() + row * rows.width, rows.width, sums, here + panels * panel + part * asked * 64,
              asked);
         for (int64_t of = 0; of < size; ++of)
           finish(sums + of * panels * LANES, panels, rows, row + of, weight, number * LANES, outputs);
@@ -191,19 +129,8 @@ void multiply(const Rows& rows, int64_t count, const Weight& weight, Number* out
 template <typename Number>
 void linear(const Tensor& inputs, const Tensor& packed, const Weight& weight, Tensor& outputs) {
   const int64_t count = inputs.size(0), width = packed.size(1) * TOGETHER;
-  thread_local std::vector<int8_t> integers;
-  thread_local std::vector<int32_t> sums;
-  thread_local std::vector<float> largest;
-  integers.resize(count * width);
-  sums.resize(count);
-  largest.resize(count);
-  const auto* values = static_cast<const Number*>(inputs.const_data_ptr());
-  const auto round = [&, to = integers.data(), sum = sums.data(), most = largest.data()](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      round_row(values + row * inputs.size(1), inputs.size(1), width, to + row * width, most[row], sum[row]);
-  };
-  torch::stable::parallel_for(0, count, MOST_ROWS, round);
-  const Rows rows{integers.data(), sums.data(), largest.data(), width};
+  thread_local Rows rows;
+  rows.round(static_cast<const Number*>(inputs.const_data_ptr()), count, inputs.size(1), width, width);
   multiply(rows, count, weight, static_cast<Number*>(outputs.mutable_data_ptr()));
 }
 
