@@ -20,3 +20,5 @@ class NodeLimits:
     pay_timeout_s: float = 5.0  # for which a step waits for its payment
     lease_grace_s: float = 30.0  # for which a session is kept when its lease is over
     max_opening: int = 256  # openings that wait for their next hop; one more is refused
+    max_opening_of_a_peer: int = 128  # of them, those that came from one
+    max_opening_s: float = 60.0  # for which an opening is waited for, whatever its deadline says

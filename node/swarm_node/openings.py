@@ -90,8 +90,7 @@ class Openings:
         try:
             if self.is_draining:
                 raise Draining()
-            if len(self._waiting) >= self._limits.max_opening:
-                raise ComputeFailed(reason=f"{self._limits.max_opening} sessions are being opened already")
+            self._check_room(link)
             self._check_queue()
             session = self._table.open(message, link, self._clock.monotonic())
         except SessionError as error:
@@ -99,7 +98,15 @@ class Openings:
             return
         link.keep_warm(1)
         task = self._tasks.start(self._connect(session), name="open session")
-        self._waiting[session.id] = Opening(task, asyncio.get_running_loop().create_future())
+        self._waiting[session.id] = Opening(task, asyncio.get_running_loop().create_future(), link.peer)
+
+    def _check_room(self, link: Link) -> None:
+        """Raise ComputeFailed if too many openings wait, of all peers or of this one: a silent next hop costs room."""
+        limits = self._limits
+        if len(self._waiting) >= limits.max_opening:
+            raise ComputeFailed(reason=f"{limits.max_opening} sessions are being opened already")
+        if sum(opening.peer == link.peer for opening in self._waiting.values()) >= limits.max_opening_of_a_peer:
+            raise ComputeFailed(reason=f"{limits.max_opening_of_a_peer} sessions of this peer are being opened already")
 
     def _check_queue(self) -> None:
         """Raise Overloaded if what waits takes longer than a new session should."""
@@ -112,7 +119,7 @@ class Openings:
     async def _connect(self, session: Session) -> None:
         """Reach the next hop and have it open the session, or on the last hop find the client's link."""
         message, started_s = session.open, self._clock.monotonic()
-        deadline_s = message.deadline_ms / 1000
+        deadline_s = min(message.deadline_ms / 1000, self._limits.max_opening_s)
         try:
             async with asyncio.timeout(deadline_s):
                 adopted = self._adopt_prefix(session)
@@ -126,7 +133,7 @@ class Openings:
         except SessionError as error:
             self._give_up(session, error)
         except TimeoutError:
-            self._give_up(session, HopSilent(waited_ms=message.deadline_ms))
+            self._give_up(session, HopSilent(waited_ms=int(deadline_s * 1000)))
         except NetError as error:
             target = session.next_spec.peer if session.next_spec else message.client
             self._give_up(session, HopUnreachable(target=target, reason=str(error)))
@@ -231,9 +238,10 @@ class Openings:
 class Opening:
     """A session that waits for its later hops."""
 
-    def __init__(self, task: asyncio.Task[None], opened: asyncio.Future[Opened]) -> None:
+    def __init__(self, task: asyncio.Task[None], opened: asyncio.Future[Opened], peer: PeerId) -> None:
         self.task = task
         self.opened = opened
+        self.peer = peer  # that asked for it
 
     def stop(self) -> None:
         if self.task is not asyncio.current_task():

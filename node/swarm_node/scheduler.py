@@ -154,15 +154,9 @@ class Scheduler:
         prefills = [work for work in ready if not work.is_urgent]
         urgent = list(self._first(work for work in ready if work.is_urgent))
         if self._gathering is not None and urgent:
-            if not prefills:
-                hops = max(work.hops for work in urgent)
-                sessions = [work.session for work in urgent]
-                most, until_s = self._gathering.plan(now_s, sessions, heads[0].blocks, hops=hops)
-                if until_s is not None:
-                    self.wait_until_s = until_s if self.wait_until_s is None else min(self.wait_until_s, until_s)
-                    return []
-                urgent = urgent[:most]
-            self._gathering.took([(work.session, work.arrived_s) for work in urgent])
+            urgent = self._gathered(self._gathering, urgent, now_s, at_once=bool(prefills))
+            if not urgent:
+                return []
         batch = [self._take(work, work.left) for work in urgent]
         if batch:
             self._pace.took_decode(min(part.work.arrived_s for part in batch))
@@ -198,6 +192,19 @@ class Scheduler:
             if tokens > max(self.max_decode_tokens, work.left):
                 return
             yield work
+
+    def _gathered(self, gathering: Gathering, urgent: list[Work], now_s: float, *, at_once: bool) -> list[Work]:
+        """Choose the steps to run together now, all of them if `at_once`; none where it pays to wait for more."""
+        if not at_once:
+            hops = max(work.hops for work in urgent)
+            sessions = [work.session for work in urgent]
+            most, until_s = gathering.plan(now_s, sessions, urgent[0].blocks, hops=hops)
+            if until_s is not None:
+                self.wait_until_s = until_s if self.wait_until_s is None else min(self.wait_until_s, until_s)
+                return []
+            urgent = urgent[:most]
+        gathering.took([(work.session, work.arrived_s) for work in urgent])
+        return urgent
 
     def _take(self, work: Work, tokens: int) -> Slice:
         start, end = work.done, work.done + tokens

@@ -95,6 +95,8 @@ async def swarm(
     hold_above_bytes: int = 8 << 20,
     prefix_sharing: PrefixSharing = "client",
     prefill_tokens_per_s: float = 0.0,
+    max_opening_of_a_peer: int = 128,
+    max_opening_s: float = 60.0,
 ) -> AsyncIterator[Swarm]:
     network = MemoryNetwork(delay)
     async with AsyncExitStack() as stack:
@@ -115,6 +117,8 @@ async def swarm(
                     release_below_bytes=0,
                     prefix_sharing=prefix_sharing,
                     prefill_tokens_per_s=prefill_tokens_per_s,
+                    max_opening_of_a_peer=max_opening_of_a_peer,
+                    max_opening_s=max_opening_s,
                 ),
             )
             await stack.enter_async_context(node)

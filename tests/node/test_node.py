@@ -27,6 +27,7 @@ from swarm_net.session_errors import (
     ContextTooLong,
     Draining,
     HopLost,
+    HopSilent,
     HopUnreachable,
     KVFull,
     ModelNotServed,
@@ -39,7 +40,7 @@ from swarm_net.session_errors import (
     from_failure,
 )
 from swarm_sim.digest_executor import Speed
-from tests.node.swarm import MODEL, Peer, body, expected, prefill, settled, swarm
+from tests.node.swarm import MODEL, Peer, Swarm, body, endpoint, expected, prefill, settled, swarm
 
 SESSION = b"session-of-tests"
 PROMPT = list(range(100, 120))
@@ -201,6 +202,42 @@ async def test_a_later_hop_that_is_full_or_gone_names_itself() -> None:
         unreachable = from_failure(answer.failure)
         assert isinstance(unreachable, HopUnreachable)
         assert unreachable.hop == 0
+        await settled(lambda: is_empty(nodes.nodes[0]))
+
+
+async def silent_hop(nodes: Swarm) -> HopSpec:
+    """A last hop that takes links and says nothing."""
+    silent = await endpoint(nodes.network, nodes.stack)
+    listener = await silent.listen("0.0.0.0", 0)
+    return HopSpec(peer=silent.peer, start=4, end=8, addresses=listener.addresses)
+
+
+async def test_no_peer_takes_all_the_room_for_openings() -> None:
+    async with swarm((0, 8), max_opening_of_a_peer=2) as nodes:
+        attacker, other = await nodes.client(), await nodes.client()
+        first = HopSpec(peer=nodes.peers[0], start=0, end=4, addresses=nodes.addresses[0])
+        hops = (first, await silent_hop(nodes))
+        link = await attacker.endpoint.link(PeerId(first.peer), first.addresses, timeout_s=2)
+        for number in range(3):
+            fields = {"model": MODEL, "max_tokens": 64, "deadline_ms": 10**9, "hops": hops}
+            link.send(Open(session=bytes([number]) * 16, client=attacker.endpoint.peer, **fields))
+        answer = await attacker.hear()
+        assert isinstance(answer, Refuse)
+        assert answer.session == bytes([2]) * 16
+        assert "2 sessions of this peer" in str(from_failure(answer.failure))
+        _, answer = await nodes.open(other, SESSION)
+        assert isinstance(answer, Opened)
+
+
+async def test_an_opening_is_not_waited_for_longer_than_the_node_likes() -> None:
+    async with swarm((0, 8), max_opening_s=0.2) as nodes:
+        client = await nodes.client()
+        hops = (HopSpec(peer=nodes.peers[0], start=0, end=4, addresses=nodes.addresses[0]), await silent_hop(nodes))
+        _, answer = await nodes.open(client, SESSION, hops=hops, deadline_ms=10**9)
+        assert isinstance(answer, Refuse)
+        error = from_failure(answer.failure)
+        assert isinstance(error, HopSilent)
+        assert error.waited_ms == 200
         await settled(lambda: is_empty(nodes.nodes[0]))
 
 
