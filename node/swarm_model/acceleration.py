@@ -71,7 +71,7 @@ def acceleration_of(device: torch.device, page_size: int) -> Acceleration:
     kernels: list[Callable[[], Kernel]] = [VarlenAttention, GatheredDecode]
     if find_spec("flashinfer") is not None:
         kernels.insert(0, lambda: FlashInferAttention(device))
-    return Acceleration(kernels, CudaGraphs)
+    return Acceleration(kernels, lambda: CudaGraphs(device))
 
 
 def accelerate(

@@ -220,7 +220,7 @@ def _tokens_of(step: Step, pool: torch.Tensor, stretch: Stretch, reach: int) -> 
     """
     skipped = stretch.length - reach
     heads = pool.transpose(0, 1)  # [kv heads, slots, head size]
-    if stretch.slots is None:
+    if stretch.first_slot is not None:
         return heads.narrow(1, stretch.first_slot + skipped, reach).unsqueeze(0)
     return heads.index_select(1, step.slots_of(stretch)[skipped:]).unsqueeze(0)
 

@@ -37,10 +37,15 @@ class Recorder(Protocol):
 class CudaGraphs:
     """Records CUDA graphs; they share the memory of their intermediate results."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Run) -> Run:
+        with torch.cuda.device(self._device):
+            return self._record(run)
+
+    def _record(self, run: Run) -> Run:
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

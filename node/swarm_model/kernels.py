@@ -120,7 +120,7 @@ class Kernel(Protocol):
     ) -> torch.Tensor:
         """Attend `[rows, heads, size]` to a block's pool, `[slots, kv heads, size]`; returns `[rows, heads, size]`.
 
-        Never waits for the device.
+        Never waits for the device, but to hand over a step's tables when a layout is new.
         """
 
 
@@ -164,13 +164,15 @@ class GatheredDecode:
         scores = (grouped @ gathered(keys).transpose(2, 3)) * asked.scale  # [sessions, kv heads, group, tokens]
         if asked.softcap is not None:
             scores = torch.tanh(scores / asked.softcap) * asked.softcap
-        scores.masked_fill_(_hidden(layout, asked, scores.shape[-1])[:, None, None], float("-inf"))
+        hidden = _hidden(layout, asked, scores.shape[-1])
+        scores.masked_fill_(hidden[:, None, None], float("-inf"))
         if sinks is not None:
             sink = sinks.to(scores.dtype).view(1, asked.kv_heads, group, 1).expand(sessions, -1, -1, 1)
             shares = torch.softmax(torch.cat((scores, sink), dim=-1), dim=-1)[..., :-1]
         else:
             shares = torch.softmax(scores, dim=-1)
-        return (shares @ gathered(values)).view(sessions, asked.heads, asked.value_size)
+        seen = gathered(values).masked_fill(hidden[:, None, :, None], 0)  # what others left there may be no number
+        return (shares @ seen).view(sessions, asked.heads, asked.value_size)
 
 
 def _hidden(layout: Layout, asked: Asked, tokens: int) -> torch.Tensor:

@@ -18,9 +18,9 @@ from torch import nn
 from swarm_model.adapters import adapt
 from swarm_model.attention import PAGED, PagedKV
 from swarm_model.drivers import DirectForward, Driver, OwnForward, PackedForward, Part, SessionForward
-from swarm_model.errors import CheckpointBroken, UnsupportedModel
-from swarm_model.inference_linears import InferenceLinear
+from swarm_model.errors import UnsupportedModel
 from swarm_model.kv_pool import KVPool
+from swarm_model.loading import check_finite
 from swarm_model.masks import MASK_PROBE, MaskProbe
 from swarm_model.pages import PageAllocator, SessionKey
 from swarm_model.recipes import NoRecipe, learn_recipe
@@ -34,7 +34,6 @@ from swarm_model.step import Step
 Mode = Literal["paged", "recurrent", "session"]
 
 PAGE_SIZE: Final = 4  # tokens, of the tests' own small pools
-NAMED: Final = 3  # tensors that an error names
 TEST_TOKENS: Final = 12
 TEST_PAGES: Final = 2 * TEST_TOKENS
 Steps = tuple[tuple[tuple[int, int, int], ...], ...]
@@ -140,7 +139,7 @@ def run_reference(span: LoadedSpan) -> Reference:
 
     Raises CheckpointBroken if weights are not finite, UnsupportedModel if the span cannot be run or cut out at all.
     """
-    _check_finite(span)
+    check_finite(span.model, span.source)
     inputs = span.random_inputs(TEST_TOKENS, seed=1)
     own, rows = span.own_forward(), torch.arange(TEST_TOKENS, device=span.device)
     positions = rows[None]
@@ -321,27 +320,3 @@ def _one_step(span: LoadedSpan, tokens: int) -> Step:
     """Make a step of one new session."""
     table = PageAllocator(pages=TEST_TOKENS, page_size=PAGE_SIZE).place(SessionKey(b""), 0, tokens)
     return Step([table], [tokens], PAGE_SIZE, span.dtype, span.device, [span.session_cache()])
-
-
-def _check_finite(span: LoadedSpan) -> None:
-    """Raise CheckpointBroken if a weight is not a number."""
-    weights = dict(span.model.named_parameters())
-    for name, module in span.model.named_modules():
-        if isinstance(module, InferenceLinear):
-            weights |= {f"{name}.{own}": scales for own, scales in module.named_buffers()}
-    broken = [
-        name
-        for name, weight in weights.items()
-        if weight.is_floating_point() and not weight.is_meta and not _is_finite(weight)
-    ]
-    if broken:
-        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-        raise CheckpointBroken(span.source, f"weights are NaN or infinite: {', '.join(broken[:NAMED])}{more}")
-
-
-def _is_finite(weight: torch.Tensor) -> bool:
-    if weight.numel() == 0:
-        return True
-    if weight.dtype.itemsize < 2:
-        return bool(torch.isfinite(weight.float()).all())
-    return bool(torch.isfinite(torch.stack(weight.aminmax())).all())

@@ -31,7 +31,7 @@ from swarm_model.tensor_files import TensorInfo
 CPU: Final = torch.device("cpu")
 COMPUTED: Final = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PLAIN_CODE: Final = ("torch.nn.", "transformers.models.")  # where modules live that no quantizer has put in
-NAMED: Final = 3  # missing tensors that an error names
+NAMED: Final = 3  # tensors that an error names
 IN_A_BLOCK: Final = re.compile(r"(.*\.\d+\..*\.)(\d+)(\..*)")  # a tensor of a numbered module of a numbered block
 
 
@@ -156,6 +156,23 @@ def _cast_plain_weights(directory: Path, model: Any, dtype: torch.dtype) -> None
                 if parameter.dtype not in COMPUTED:
                     raise CheckpointBroken(str(directory), f"weights are missing: the scale of {name}")
                 parameter.data = parameter.data.to(dtype)
+
+
+def check_finite(model: nn.Module, source: str) -> None:
+    """Raise CheckpointBroken if a weight is not a number; asked before weights are quantized, too."""
+    weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
+    broken = [name for name, weight in weights.items() if not weight.is_meta and not _is_finite(weight)]
+    if broken:
+        more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        raise CheckpointBroken(source, f"weights are NaN or infinite: {', '.join(broken[:NAMED])}{more}")
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    if weight.numel() == 0:
+        return True
+    if weight.dtype.itemsize < 2:
+        return bool(torch.isfinite(weight.float()).all())
+    return bool(torch.isfinite(torch.stack(weight.aminmax())).all())
 
 
 def move_weights(model: nn.Module, device: torch.device) -> None:

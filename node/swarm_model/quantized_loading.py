@@ -15,7 +15,7 @@ import torch
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import FormatUnavailable, UnsupportedModel
 from swarm_model.inference_linears import InferenceLinear
-from swarm_model.loading import CPU, drop_unused_embedding, load_model, move_weights
+from swarm_model.loading import CPU, check_finite, drop_unused_embedding, load_model, move_weights
 from swarm_model.quantization import Format, expert_counts, heads, plain_matrices, quantizable, quantize
 from swarm_model.siblings import watch_linears
 from swarm_model.sizing import DtypeName, blocks_at_once
@@ -50,6 +50,7 @@ def load_quantized(
         part = load_model(checkpoint, anatomy, first, last, dtype=dtype, on_bytes=on_bytes, device=device)
         with torch.inference_mode():
             move_weights(part, device)
+            check_finite(part, checkpoint.source)
             with watch_linears(part) as use:
                 _try_out(part, checkpoint.family, dtype, device)
             for number in range(first, last):

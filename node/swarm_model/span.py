@@ -17,7 +17,7 @@ import torch
 
 from swarm_model.acceleration import Acceleration, accelerate, acceleration_of
 from swarm_model.checkpoint import Checkpoint
-from swarm_model.devices import available_bytes
+from swarm_model.devices import available_bytes, make_current
 from swarm_model.digests import block_digest
 from swarm_model.disk import files_of, require_disk
 from swarm_model.drawing import SampleRequest, draw
@@ -205,6 +205,7 @@ class Span:
         start, end = blocks or (self.info.start, self.info.end)
         if not self.info.start <= start < end <= self.info.end:
             raise SpanOutsideModel((start, end), self.info.num_blocks)
+        make_current(self._device)
         batch = self._with_redone(batch)
         outputs: list[Output] = [None] * len(batch)
         ran: list[Chunk] = []
@@ -343,6 +344,7 @@ def load_span(
 ) -> Span:
     """See Span.load."""
     check_span(start, end, checkpoint.num_blocks)
+    make_current(device)
     if device.type == "cpu":
         prepare_kernels(lambda done, total: on_progress(LoadProgress("build", done, total)))
     dtype_name, quantized = DTYPE_NAMES[dtype], format_for(quantize, checkpoint, device)
@@ -481,7 +483,10 @@ def _longest_session(checkpoint: Checkpoint, model: Any) -> int:
     """
     longest = checkpoint.max_position
     for module in model.modules():
-        if getattr(module, "rope_type", None) == "longrope":
-            original = getattr(module, "original_max_seq_len", longest)
-            longest = min(longest, int(original))
+        if not hasattr(module, "rope_type"):
+            continue
+        rope = module.config.rope_parameters
+        for parameters in [rope] if "rope_type" in rope else rope.values():  # of all layers, or by their kind
+            if isinstance(parameters, dict) and parameters.get("rope_type") == "longrope":
+                longest = min(longest, int(parameters["original_max_position_embeddings"]))
     return longest

@@ -21,15 +21,15 @@ from swarm_model.pages import PageTable
 class Stretch:
     """One chunk's rows `[offset, offset + tokens)` of a step; its session then holds `length` tokens.
 
-    `first_slot` is where the session's tokens begin if its pages follow one another; otherwise `slots` names them all.
-    Kernels that attend to all sessions at once read the step's layout instead.
+    `first_slot` is where the session's tokens begin if its pages follow one another, otherwise None: then
+    `Step.slots_of` names them all. Kernels that attend to all sessions at once read the step's layout instead.
     """
 
     offset: int
     tokens: int
     length: int
-    first_slot: int
-    slots: list[int] | None  # [length]
+    first_slot: int | None
+    pages: list[int]
 
 
 class Step:
@@ -60,15 +60,13 @@ class Step:
         self._layouts: dict[int, Layout | None] = {}
         slots = self.slot_list
         for table, count in zip(tables, tokens, strict=True):
-            past = table.tokens - count
-            first_slot, all_slots = table.pages[0] * page_size, None
-            if table.contiguous:
+            past, pages = table.tokens - count, table.pages
+            first_slot = pages[0] * page_size if table.contiguous else None
+            if first_slot is not None:
                 slots.extend(range(first_slot + past, first_slot + table.tokens))
             else:
-                session = [page * page_size + place for page in table.pages for place in range(page_size)]
-                slots.extend(session[past : table.tokens])
-                all_slots = session[: table.tokens]
-            self.stretches.append(Stretch(len(self.position_list), count, table.tokens, first_slot, all_slots))
+                slots.extend(pages[at // page_size] * page_size + at % page_size for at in range(past, table.tokens))
+            self.stretches.append(Stretch(len(self.position_list), count, table.tokens, first_slot, pages))
             self.position_list.extend(range(past, table.tokens))
         self.tokens = len(self.position_list)
         # The ends alone do not tell: pages 5, 9, 7 begin and end where 5, 6, 7 do.
@@ -105,7 +103,9 @@ class Step:
     def slots_of(self, stretch: Stretch) -> torch.Tensor:
         """The slots of a stretch whose pages do not follow one another, `[length]`."""
         if (slots := self._slots.get(stretch.offset)) is None:
-            slots = self._slots[stretch.offset] = torch.tensor(stretch.slots, device=self._device)
+            first_slots = np.array(stretch.pages, np.int64)[:, None] * self.page_size
+            flat = (first_slots + np.arange(self.page_size)).ravel()[: stretch.length]
+            slots = self._slots[stretch.offset] = torch.from_numpy(flat).to(self._device)
         return slots
 
     def mask(self, tokens: int, length: int, window: int, chunk: int = 0) -> torch.Tensor:

@@ -28,6 +28,11 @@ def choose_device(setting: str) -> torch.device:
     return device
 
 
+def device_name(device: torch.device) -> str:
+    """Say what the hardware is called, where that is known."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def choose_dtype(setting: str, device: torch.device, checkpoint_dtype: str, *, packed: bool = False) -> torch.dtype:
     """Return the number format: as asked, else a half one wherever the device multiplies it well.
 

@@ -40,15 +40,11 @@ class Hardware:
     """Where and how a node computes, all `auto` resolved."""
 
     device: torch.device
+    device_name: str  # what the hardware is called, where that is known
     dtype: torch.dtype
     threads: int
     free_memory_bytes: int
     expands: bool  # a quantized checkpoint, to its full size
-
-    @property
-    def device_name(self) -> str:
-        """What the hardware is called, where that is known."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
 
     @property
     def dtype_name(self) -> DtypeName:
@@ -84,6 +80,7 @@ def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | 
     stored = str(checkpoint.raw_config.get("dtype") or "bfloat16")
     found = Hardware(
         device,
+        hardware.device_name(device),
         hardware.choose_dtype(settings.dtype, device, stored, packed=plan is not None and not plan.expanded),
         hardware.choose_threads(settings.threads, other_nodes=len(running(default_base()))),
         hardware.free_memory_bytes(device),

@@ -91,6 +91,8 @@ class SpanExecutor:
             else:
                 dtype = getattr(torch, piece.dtype or self.facts.dtype)
                 inputs = torch.frombuffer(data, dtype=dtype).view(piece.count, -1)  # [count, hidden]
+            if not torch.isfinite(inputs).all():
+                raise InvalidActivations("the activations that came are not finite")
         return Chunk(SessionKey(piece.session), piece.position, inputs, _request(piece.draw))
 
 

@@ -7,6 +7,7 @@ says of the arguments, so that what they are told is right. On a device: tests m
 import math
 import random
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,13 @@ def test_kernels_attend_as_written_out(name: str, changes: dict[str, Any], seed:
     table = np.array([[pages.pop() for _ in range(3)] for _ in lengths], np.int32)
     keys = torch.randn(4 * sessions * page_size, asked.kv_heads, asked.key_size)
     values = torch.randn(4 * sessions * page_size, asked.kv_heads, asked.value_size)
+    written = [
+        int(page) * page_size + place
+        for own_pages, length in zip(table, lengths, strict=True)
+        for page, place in list(product(own_pages, range(page_size)))[:length]
+    ]
+    others = torch.ones(len(keys), dtype=torch.bool).index_fill(0, torch.tensor(written), False)
+    keys[others] = values[others] = math.nan  # what another session may have left there
     query = torch.randn(sum(counts), asked.heads, asked.key_size)
     sinks = torch.randn(asked.heads) if asked.has_sinks else None
     row_ends = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)

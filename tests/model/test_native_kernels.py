@@ -162,6 +162,8 @@ def test_operators_check_what_they_are_given() -> None:
     ):
         with pytest.raises(RuntimeError):
             operator(*wrong)
+    for kind in (NativeInt8Linear, NativeInt4Linear):
+        assert kind(nn.Linear(32, 32))(rows[:0]).shape == (0, 32)
     attend = native_operator("paged_attention")
     assert attend is not None
     query, pool = torch.zeros(1, 4, 16), torch.zeros(32, 2, 16)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from swarm_model.errors import CheckpointBroken, UnsupportedModel
+from swarm_model.sizing import QuantizationName
 from tests.model.configurations import BLOCKS, REFUSALS, Refusal
 from tests.model.families import load_spans, make_checkpoint
 
@@ -30,8 +31,10 @@ def test_weights_that_are_not_numbers_are_named(value: float, tmp_path: Path) ->
             save_file(tensors, file, metadata={"format": "pt"})
 
     load_spans(tmp_path, [0, 2])
-    with pytest.raises(CheckpointBroken, match=f"NaN or infinite: {name}"):
-        load_spans(tmp_path, [2, 4])
+    formats: list[QuantizationName] = ["none", "int8", "int4", "nf4", "fp8"]
+    for quantize in formats:
+        with pytest.raises(CheckpointBroken, match=f"NaN or infinite: {name}"):
+            load_spans(tmp_path, [2, 4], quantize=quantize)
 
 
 def test_numbers_beyond_a_type_are_told_from_broken_weights(tmp_path: Path) -> None:

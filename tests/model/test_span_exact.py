@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from swarm_model.drivers import DirectForward
+from swarm_model.errors import ContextTooLong
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
-from swarm_model.span import SessionKey
-from tests.model.families import BLOCKS, FAMILIES, INLINE, VOCABULARY, load_reference, load_spans
+from swarm_model.span import Chunk, SessionKey
+from tests.model.families import BLOCKS, FAMILIES, INLINE, VOCABULARY, load_reference, load_spans, make_checkpoint
 from tests.model.sessions import Session, random_cuts, run_sessions
 
 NEW_TOKENS = 12
@@ -131,3 +132,20 @@ def test_bfloat16_errs_no_more_than_transformers_does(family: str, checkpoint_of
 def test_the_wrappers_around_the_blocks_are_left_out(family: str, checkpoint_of: Callable[[str], Path]) -> None:
     spans = load_spans(checkpoint_of(family), [0, 2, 4, BLOCKS])
     assert [type(span._driver) for span in spans] == [DirectForward] * 3
+
+
+def test_a_rope_that_changes_with_the_longest_session_is_served_only_where_it_does_not(tmp_path: Path) -> None:
+    """Beyond its original length, a "longrope" turns all rows of a step otherwise: sessions would change each other."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    sizes = {"original_max_position_embeddings": 48, "max_position_embeddings": 192}
+    directory = make_checkpoint("phi3", tmp_path, rope_parameters=rope, **sizes)
+    spans = load_spans(directory, [0, 2, BLOCKS])
+    assert [span.info.max_position for span in spans] == [48, 48]
+    rng = random.Random(5)
+    session = Session(SessionKey(b"a"), [rng.randrange(3, VOCABULARY) for _ in range(20)], 20, Sampling())
+    run_sessions(spans, [session], rng)
+    asked = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None}
+    wanted = load_reference(directory, torch.float32).generate(torch.tensor([session.prompt]), **asked)
+    assert session.ids == wanted[0].tolist()
+    (refused,) = spans[0].forward([Chunk(SessionKey(b"b"), 0, torch.full((49,), 5))])
+    assert isinstance(refused, ContextTooLong)

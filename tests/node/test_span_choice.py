@@ -8,7 +8,7 @@ GIB = 1 << 30
 
 
 def hardware(device: str, free_gib: int) -> Hardware:
-    return Hardware(torch.device(device), torch.bfloat16, 1, free_gib * GIB, expands=False)
+    return Hardware(torch.device(device), device, torch.bfloat16, 1, free_gib * GIB, expands=False)
 
 
 def test_sessions_are_given_what_is_asked_for() -> None:

@@ -148,6 +148,7 @@ void int4_linear(Tensor outputs, Tensor inputs, Tensor packed, std::optional<Ten
   if (bias) check_contiguous(*bias, "bias");
   const Weight weight{static_cast<const uint8_t*>(packed.const_data_ptr()),
                       bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr, count};
+  if (inputs.size(0) == 0) return;
   if (format == Format::BFloat16)
     linear<BFloat16>(inputs, group, weight, outputs);
   else

@@ -149,6 +149,7 @@ void int8_linear(Tensor outputs, Tensor inputs, Tensor packed, Tensor scales, st
   const Weight weight{static_cast<const uint8_t*>(packed.const_data_ptr()),
                       static_cast<const float*>(scales.const_data_ptr()),
                       bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr, scales.size(0)};
+  if (inputs.size(0) == 0) return;
   if (format == Format::BFloat16)
     linear<BFloat16>(inputs, packed, weight, outputs);
   else
