@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from swarm_client.blocking import RemoteModel
@@ -156,7 +157,8 @@ def models(bootstrap: list[str], *, as_json: bool) -> int:
         for summary in summaries:
             missing = ", ".join(f"{start}:{end}" for start, end in summary.missing)
             counts = (summary.blocks, summary.nodes, summary.replicas)
-            table.add_row(summary.model.name, summary.model.revision[:12], *map(str, counts), missing or "-")
+            name, revision = escape(for_terminal(summary.model.name)), summary.model.revision[:12]
+            table.add_row(name, revision, *map(str, counts), missing or "-")
         _print_table(table)
 
     return _guarded(run, as_json)

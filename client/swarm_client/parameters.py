@@ -131,7 +131,7 @@ def resolve(asked: Asked, defaults: SamplingDefaults, entropy: Callable[[int], b
     _check_number("temperature", temperature, 0.0, 100.0, "a number from 0 (greedy) to 100")
     _check_number("top_p", top_p, _ABOVE_ZERO, 1.0, "a number above 0 and up to 1 (1: off)")
     _check_number("min_p", min_p, 0.0, 1.0, "a number from 0 (off) to 1")
-    _check_number("repetition_penalty", penalty, _ABOVE_ZERO, 100.0, "a number above 0 and up to 100 (1: off)")
+    _check_number("repetition_penalty", penalty, 0.01, 100.0, "a number from 0.01 to 100 (1: off)")
     frequency_penalty, presence_penalty = asked.frequency_penalty or 0.0, asked.presence_penalty or 0.0
     off_or = f"a number from -{MAX_PENALTY:g} to {MAX_PENALTY:g} (0: off)"
     _check_number("frequency_penalty", frequency_penalty, -MAX_PENALTY, MAX_PENALTY, off_or)

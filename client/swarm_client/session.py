@@ -153,7 +153,9 @@ class Session:
         top: tuple[TopLogprob, ...] = ()
         if self._top_logprobs and place < len(result.top_logprobs):
             items = result.top_logprobs[place][: self._top_logprobs]
-            top = tuple(TopLogprob(item.token, item.logprob) for item in items)
+            if not all(item.token < self._vocabulary and isfinite(item.logprob) for item in items):
+                raise self._nonsense("log-probabilities that are none, or of tokens that there are not")
+            top = tuple(TopLogprob(item.token, min(item.logprob, 0.0)) for item in items)
         return Drawn(token, logprob, top)
 
     def _nonsense(self, reason: str) -> BadResult:

@@ -47,7 +47,7 @@ def summary_line(generation: Generation) -> str:
     if generation.seed is not None:
         parts.append(f"seed {generation.seed}")
     if generation.retries:
-        parts.append(f"{len(generation.retries)} route(s) given up: {generation.retries[-1].message}")
+        parts.append(f"{len(generation.retries)} route(s) given up: {for_terminal(generation.retries[-1].message)}")
     parts += costs(generation)
     parts.append(generation.finish_reason)
     return " · ".join(parts)

@@ -14,6 +14,7 @@ class NodeLimits:
     dial_timeout_s: float = 5.0
     hold_above_bytes: int = 8 << 20  # of activations that wait at a link: then nothing more is computed for it
     release_below_bytes: int = 2 << 20
+    slow_link_timeout_s: float = 60.0  # for which a link may keep everything waiting; then it is closed
     prefix_sharing: PrefixSharing = "client"
     max_waiting_s: float = 60.0  # what queued prompts may take; with more, new sessions are refused
     prefill_tokens_per_s: float = 0.0  # as measured at the start; 0: not known

@@ -308,12 +308,16 @@ class Node:
         self._slow_links.append(link)
         for session in self.table.using(link):
             self._submit(Hold(session.id))
-        asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again, link)
+        until_s = self._clock.monotonic() + self._limits.slow_link_timeout_s
+        asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again, link, until_s)
 
-    def _look_again(self, link: Link) -> None:
+    def _look_again(self, link: Link, until_s: float) -> None:
+        """Go on with what waits for a slow link, or give it up: who takes no frames could hold sessions for ever."""
         if link.is_open and link.backlog_bytes > self._limits.release_below_bytes:
-            asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again, link)
-            return
+            if self._clock.monotonic() < until_s:
+                asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again, link, until_s)
+                return
+            link.close(f"it has not taken what was sent for {self._limits.slow_link_timeout_s:.0f} s")
         self._slow_links = [slow for slow in self._slow_links if slow is not link]
         for session in self.table.using(link):
             self._submit(Release(session.id))

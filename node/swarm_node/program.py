@@ -269,22 +269,27 @@ async def _directory(
     reporter: Reporter,
 ) -> Directory:
     """The DHT; without it the directory of the bootstrap nodes, or for the first node of a swarm its own."""
+
+    def announce(addresses: tuple[str, ...]) -> None:
+        transport.libp2p_addresses = addresses
+
     if settings.dht != "off":
         config = DhtConfig(
             data_dir=data_dir.path,
             listen=tuple(settings.libp2p_listen) or libp2p_listen(settings.listen),
             initial_peers=tuple(address for link in bootstrap for address in link.libp2p_addresses),
         )
-        dht = HivemindDirectory(identity, config, clock=SystemClock())
+        dht = HivemindDirectory(identity, config, clock=SystemClock(), on_addresses=announce)
         stack.push_async_callback(dht.close)
         try:
+            if bootstrap and not config.initial_peers:  # one of our own would be another swarm
+                raise DirectoryDown(reason="the bootstrap nodes are in none that could be joined")
             await dht.start()
         except DirectoryDown as error:
             if settings.dht == "on":
                 raise
             reporter.event("warning", message=f"{error}; records go through other nodes")
         else:
-            transport.libp2p_addresses = dht.addresses
             return dht
     if settings.bootstrap:
         return RemoteDirectory(endpoint, settings.bootstrap)

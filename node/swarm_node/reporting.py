@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from swarm_ledger.show import for_terminal
 from swarm_node.settings import Sourced, shown
 
 Advance = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
@@ -105,7 +106,7 @@ class PeopleReporter:
             case "ready":
                 self._ready(fields)
             case "warning":
-                self._console.print(f"[yellow]{escape(fields['message'])}[/]")
+                self._console.print(f"[yellow]{escape(for_terminal(fields['message']))}[/]")
             case "stopping":
                 self._console.print(f"stopping: {fields['sessions']} session(s) end")
             case "stopped":
@@ -179,5 +180,5 @@ def report_error(error: Exception, remedy: str, code: str, *, as_json: bool) -> 
         JsonReporter().event("error", error=code, message=str(error), remedy=remedy)
     else:
         console = Console(stderr=True, highlight=False)
-        console.print(f"[bold red]error[/] {escape(str(error))}", soft_wrap=True)
-        console.print(f"      {escape(remedy)}", soft_wrap=True)
+        console.print(f"[bold red]error[/] {escape(for_terminal(str(error)))}", soft_wrap=True)
+        console.print(f"      {escape(for_terminal(remedy))}", soft_wrap=True)

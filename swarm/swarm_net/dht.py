@@ -76,8 +76,17 @@ class HivemindDirectory:
     While the DHT is down it answers from what it last knew, as far as that has not expired.
     """
 
-    def __init__(self, identity: Identity, config: DhtConfig, *, clock: Clock) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        config: DhtConfig,
+        *,
+        clock: Clock,
+        on_addresses: Callable[[tuple[str, ...]], None] = lambda _: None,
+    ) -> None:
+        """`on_addresses` hears `addresses` whenever the daemon has been started."""
         self._identity = identity
+        self._on_addresses = on_addresses
         self._config = config
         self._clock = clock
         self._hivemind: _Hivemind | None = None
@@ -232,6 +241,7 @@ class HivemindDirectory:
                 raise self._why_not(error) from error
             raise
         self._addresses = running.addresses[:MAX_ADDRESSES]
+        self._on_addresses(self.addresses)
         return running
 
     def _why_not(self, error: Exception) -> DirectoryDown:

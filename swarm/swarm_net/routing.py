@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from math import log
-from typing import Protocol
+from typing import Final, Protocol
 
 from swarm_net.errors import NoRoute
 from swarm_net.links import PeerId
@@ -169,21 +169,33 @@ def _best_in_classes(
     return best(pool) if len(classes) > 1 else None
 
 
-def _conflicts(records: Sequence[Record]) -> dict[str, frozenset[str]]:
-    """Return, for each node, the nodes that publish other weights of a block that both serve."""
-    claims: dict[int, dict[bytes, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for record in records:
-        if record.block_digests:
-            for block in range(record.start, record.end):
-                claims[block][record.digest_of(block)].add(record.peer)
-    foes: dict[str, set[str]] = defaultdict(set)
-    for by_digest in claims.values():
-        if len(by_digest) > 1:
-            everyone = set().union(*by_digest.values())
-            for same in by_digest.values():
-                for peer in same:
-                    foes[peer] |= everyone - same
-    return {peer: frozenset(others) for peer, others in foes.items()}
+class _Claims:
+    """Which weights nodes say they have, and who publishes other ones than somebody else.
+
+    Pairs are looked at when a route would join them: records are free, and all pairs of thousands are not.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self._digests: dict[str, dict[int, bytes]] = defaultdict(dict)  # by node and block
+        by_block: dict[int, dict[bytes, set[str]]] = defaultdict(lambda: defaultdict(set))
+        for record in records:
+            if record.block_digests:
+                for block in range(record.start, record.end):
+                    self._digests[record.peer][block] = digest = record.digest_of(block)
+                    by_block[block][digest].add(record.peer)
+        several = [by_digest.values() for by_digest in by_block.values() if len(by_digest) > 1]
+        self.disputed: Final = frozenset(peer for nodes in several for same in nodes for peer in same)
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def disagree(self, one: str, other: str) -> bool:
+        """Whether two nodes publish different weights of a block that both serve."""
+        if one not in self.disputed or other not in self.disputed:
+            return False
+        pair = (one, other) if one < other else (other, one)
+        if pair not in self._known:
+            first, second = self._digests[pair[0]], self._digests[pair[1]]
+            self._known[pair] = any(first[block] != second[block] for block in first.keys() & second.keys())
+        return self._known[pair]
 
 
 def _disputed(records: Sequence[Record]) -> tuple[tuple[int, int], ...]:
@@ -236,7 +248,7 @@ class _Search:
     ) -> None:
         self._num_blocks = num_blocks
         self._rng = rng
-        self._conflicts = _conflicts(records)
+        self._claims = _Claims(records)
         # Leaving a span anywhere but at its end pays only where another begins.
         starts = sorted({record.start for record in records})
         boundaries = sorted({0, *starts, *(record.end for record in records)})
@@ -286,7 +298,9 @@ class _Search:
                 continue
             seen.add((boundary, partial.used))
             for record, exits in self._entered[boundary]:
-                if record.peer in partial.used or self._conflicts.get(record.peer, frozenset()) & partial.used:
+                if record.peer in partial.used:
+                    continue
+                if any(self._claims.disagree(record.peer, other) for other in partial.used):
                     continue
                 for end, cost_ns in exits if early_exits else exits[-1:]:
                     if end in self._to_go_ns:
@@ -298,7 +312,8 @@ class _Search:
         cost_ns += partial.cost_ns
         hops = (*partial.hops, Hop(record, start, end))
         # Only nodes that could matter again tell two states apart: the others would keep equal ones from being merged.
-        used = frozenset(hop.record.peer for hop in hops if hop.record.end > end or hop.record.peer in self._conflicts)
+        disputed = self._claims.disputed
+        used = frozenset(hop.record.peer for hop in hops if hop.record.end > end or hop.record.peer in disputed)
         least_ns = cost_ns + self._to_go_ns[end]
         return _Partial(least_ns, self._num_blocks - end, self._rng.random(), cost_ns, hops, used)
 

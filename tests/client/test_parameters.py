@@ -68,6 +68,7 @@ def test_logprobs(asked: bool | int, wanted: tuple[bool, int]) -> None:
         ("top_k", 1.5),
         ("top_k", 2**40),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 0.009),
         ("repetition_penalty", -1),
         ("max_new_tokens", 0),
         ("max_new_tokens", -5),

@@ -15,7 +15,7 @@ from swarm_client.failover import Avoided, judge, wait_before_retry_s
 from swarm_client.session import Session
 from swarm_client.timings import StepTimes
 from swarm_client.tokenizer import Tokenizer
-from swarm_net.messages import HopTiming, Load, ModelId, Result
+from swarm_net.messages import HopTiming, Load, ModelId, Result, TokenLogprob
 from swarm_net.records import Record
 from swarm_net.routing import Hop
 from swarm_net.session_errors import (
@@ -93,6 +93,7 @@ def test_a_piece_is_answered_without_tokens() -> None:
         talk.accept(Result(session=ID, frame=step.frame, position=2, tokens=(7,)))
 
 
+ALTERNATIVES = st.lists(st.builds(TokenLogprob, st.integers(0, 2 * VOCABULARY), st.floats()), max_size=4).map(tuple)
 RESULTS = st.builds(
     Result,
     session=st.just(ID),
@@ -101,13 +102,14 @@ RESULTS = st.builds(
     position=st.integers(0, 6),
     tokens=st.lists(st.integers(0, 2 * VOCABULARY), max_size=3).map(tuple),
     logprobs=st.lists(st.floats(), max_size=2).map(tuple),
+    top_logprobs=st.lists(ALTERNATIVES, max_size=2).map(tuple),
     trail=st.lists(st.builds(HopTiming, *[st.integers(-(2**70), 2**70)] * 3), max_size=3).map(tuple),
 )
 
 
-@given(RESULTS, st.booleans())
-def test_any_result_is_an_answer_or_stale_or_nonsense(result: Result, logprobs: bool) -> None:
-    talk = session(hops=2, logprobs=logprobs)
+@given(RESULTS, st.booleans(), st.integers(0, 3))
+def test_any_result_is_an_answer_or_stale_or_nonsense(result: Result, logprobs: bool, top: int) -> None:
+    talk = session(hops=2, logprobs=logprobs, top_logprobs=top)
     talk.step([1, 2, 3], sent_ns=0)
     try:
         answer = talk.accept(result)
@@ -119,6 +121,17 @@ def test_any_result_is_an_answer_or_stale_or_nonsense(result: Result, logprobs: 
         assert 0 <= drawn.token < VOCABULARY
         assert len(answer.trail) in (0, 2)
         assert drawn.logprob is None or (math.isfinite(drawn.logprob) and drawn.logprob <= 0)
+        assert len(drawn.top) <= top
+        assert all(0 <= item.token < VOCABULARY and math.isfinite(item.logprob) for item in drawn.top)
+
+
+@pytest.mark.parametrize(("token", "logprob"), [(3, math.nan), (3, -math.inf), (VOCABULARY, 0.0)])
+def test_alternatives_that_are_none_are_nonsense(token: int, logprob: float) -> None:
+    talk = session(logprobs=True, top_logprobs=2)
+    step, _ = talk.step([1, 2], sent_ns=0)
+    top = ((TokenLogprob(7, -0.1), TokenLogprob(token, logprob)),)
+    with pytest.raises(BadResult):
+        talk.accept(Result(session=ID, frame=step.frame, position=2, tokens=(7,), logprobs=(-0.1,), top_logprobs=top))
 
 
 # -- endings -----------------------------------------------------------------------------------------------------------

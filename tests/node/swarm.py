@@ -97,6 +97,7 @@ async def swarm(
     prefill_tokens_per_s: float = 0.0,
     max_opening_of_a_peer: int = 128,
     max_opening_s: float = 60.0,
+    slow_link_timeout_s: float = 60.0,
 ) -> AsyncIterator[Swarm]:
     network = MemoryNetwork(delay)
     async with AsyncExitStack() as stack:
@@ -119,6 +120,7 @@ async def swarm(
                     prefill_tokens_per_s=prefill_tokens_per_s,
                     max_opening_of_a_peer=max_opening_of_a_peer,
                     max_opening_s=max_opening_s,
+                    slow_link_timeout_s=slow_link_timeout_s,
                 ),
             )
             await stack.enter_async_context(node)

@@ -549,3 +549,17 @@ async def test_nothing_more_is_computed_for_a_link_that_does_not_keep_up() -> No
         assert await generate(client, link, SESSION, prompt, 3) == expected(prompt, 3)
     assert len(sent_s) >= 8
     assert most_under_way <= 3
+
+
+async def test_a_next_hop_that_takes_nothing_does_not_hold_a_session_for_ever() -> None:
+    def stuck(source: PeerId, target: PeerId, frame_bytes: int, lane: Lane) -> float:
+        return 0.0 if lane == "decode" or frame_bytes == GREETING_BYTES else 3600.0
+
+    async with swarm((0, 4), (4, 8), delay=stuck, hold_above_bytes=1, slow_link_timeout_s=0.2) as nodes:
+        client = await nodes.client()
+        link, _ = await nodes.open(client, SESSION)
+        link.send(prefill(SESSION, PROMPT), body(PROMPT))
+        error = await failure(client)
+        assert isinstance(error, HopLost)
+        assert "has not taken what was sent" in str(error)
+        await settled(lambda: all(is_empty(node) for node in nodes.nodes))
