@@ -2,7 +2,7 @@
 
 Owns where the template is found and what it may use: jinja2's ImmutableSandboxedEnvironment with the few functions that
 transformers offers to templates (`raise_exception`, `strftime_now`, `tojson`, the `generation` tag). Messages are
-rebuilt from plain JSON values before the template sees them. Made by `model_files.py`.
+rebuilt from plain JSON values before the template sees them. Run by `template_process.py`, in bounded time and memory.
 """
 
 import json
@@ -35,10 +35,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the text up to where the model's answer begins. Raises BadChat."""
-        for message in messages:
-            if not isinstance(message.get("role"), str) or "content" not in message:
-                raise BadChat(reason="a message without role and content")
-        plain = [_plain(message) for message in messages]
+        plain = plain_messages(messages)
         pieces, size = [], 0
         try:
             for piece in self._template.generate(messages=plain, add_generation_prompt=True, **self._special_tokens):
@@ -50,6 +47,14 @@ class ChatTemplate:
         except (RecursionError, MemoryError) as error:
             raise BadChat(reason="it does not end") from error
         return "".join(pieces)
+
+
+def plain_messages(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Rebuild messages from plain JSON values. Raises BadChat for one without role and content."""
+    for message in messages:
+        if not isinstance(message.get("role"), str) or "content" not in message:
+            raise BadChat(reason="a message without role and content")
+    return [_plain(message) for message in messages]
 
 
 def find_template(files: Mapping[str, bytes]) -> str | None:

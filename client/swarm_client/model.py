@@ -117,6 +117,8 @@ class AsyncRemoteModel:
                 yield remote
             finally:
                 connection.is_closed = True
+                if files.chat_template is not None:
+                    files.chat_template.close()
                 for draft_model in remote._draft_models.values():
                     draft_model.close()
 

@@ -11,7 +11,6 @@ import logging
 import os
 import tempfile
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from swarm_net.manifest import verify_file
 from swarm_net.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from swarm_client.chat_template import ChatTemplate
+    from swarm_client.template_process import TemplateProcess
     from swarm_client.tokenizer import Tokenizer
 
 WANTED = (
@@ -44,7 +43,7 @@ class ModelFiles:
     """What the files say; None for what the model does not have."""
 
     tokenizer: "Tokenizer | None" = None
-    chat_template: "ChatTemplate | None" = None
+    chat_template: "TemplateProcess | None" = None
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
@@ -99,7 +98,8 @@ def _keep_and_open(files: dict[str, bytes], new: dict[str, bytes], folder: Path)
 
 def open_model_files(files: dict[str, bytes]) -> ModelFiles:
     """Return what checked files say. Raises Malformed, BadChat."""
-    from swarm_client.chat_template import ChatTemplate, find_template, special_tokens
+    from swarm_client.chat_template import find_template, special_tokens
+    from swarm_client.template_process import TemplateProcess
     from swarm_client.tokenizer import Tokenizer
 
     template = find_template(files)
@@ -109,7 +109,7 @@ def open_model_files(files: dict[str, bytes]) -> ModelFiles:
         generation_config = {}
     return ModelFiles(
         tokenizer=Tokenizer(files["tokenizer.json"]) if "tokenizer.json" in files else None,
-        chat_template=ChatTemplate(template, special_tokens(files), datetime.now) if template is not None else None,
+        chat_template=TemplateProcess(template, special_tokens(files)) if template is not None else None,
         sampling=read_sampling_defaults(generation_config if isinstance(generation_config, dict) else {}),
     )
 
