@@ -5,10 +5,10 @@ only then, because it needs torch. Made by `model.py`, once for each source.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING
 
+from swarm_client.daemon_executor import DaemonExecutor
 from swarm_client.drafts import Draft, Drafter
 from swarm_client.errors import BadDraft, DraftNeedsTorch, ForeignDraft
 from swarm_net.messages import SamplingSpec
@@ -26,7 +26,7 @@ class DraftCheckpoint:
     """A checkpoint that guesses for all sessions of a model."""
 
     def __init__(self, source: str, *, vocab_size: int, tokenizer: "Tokenizer | None") -> None:
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="draft")
+        self.thread = DaemonExecutor("draft")
         self._source = source
         self._vocab_size = vocab_size
         self._tokenizer = tokenizer

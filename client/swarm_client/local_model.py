@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from swarm_client.daemon_executor import DaemonExecutor
 from swarm_client.errors import BadModelDirectory
 from swarm_client.world import World
 from swarm_net.directory import RemoteDirectory
@@ -39,7 +40,11 @@ async def revision_of(directory: Path, endpoint: Endpoint, bootstrap: Sequence[s
     """
     digests = await asyncio.to_thread(_digests, directory)
     if await asyncio.to_thread(_has_weights, directory):
-        return (await asyncio.to_thread(manifest_of, directory)).revision
+        reader = DaemonExecutor("manifest")  # it may be long: there may be many files
+        try:
+            return (await asyncio.get_running_loop().run_in_executor(reader, manifest_of, directory)).revision
+        finally:
+            reader.shutdown(wait=False)
     summaries = await RemoteDirectory(endpoint, bootstrap).models()
     served = {summary.model.revision: summary.model for summary in summaries}
     turns = asyncio.Semaphore(MANIFESTS_AT_ONCE)
