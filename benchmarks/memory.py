@@ -1,6 +1,6 @@
 """What a node takes: `python benchmarks/memory.py`.
 
-Starts real nodes, without the DHT daemon, that serve parts of a random Llama (hidden 1024, 16 blocks, vocabulary
+Starts real nodes, whose DHT daemons are not counted, that serve parts of a random Llama (hidden 1024, 16 blocks, vocabulary
 32,000), and reads from the kernel what they hold once they are ready and what they held at most while loading.
 `besides` is what is not weights: Python, torch, transformers (limit: 700 MB), and a KV pool of 32 MiB that may be in
 memory or not. `loading` is the peak less that, in spans (limit: 2).
@@ -30,9 +30,7 @@ def held_bytes(pid: int, name: str) -> int:
 
 async def measure(checkpoint: Path, span: tuple[int, int], dtype: str) -> tuple[int, int, int]:
     """Return bytes of weights, held when ready, held at most."""
-    plan = LocalSwarmPlan(
-        model=checkpoint, splits=(span,), dtype=dtype, kv_memory="32MiB", environment={"SWARM_NODE_DHT": "off"}
-    )
+    plan = LocalSwarmPlan(model=checkpoint, splits=(span,), dtype=dtype, kv_memory="32MiB")
     async with LocalSwarm(plan) as swarm:
         (node,) = swarm.nodes
         return node.facts["weight_bytes"], held_bytes(node.pid, "VmRSS"), held_bytes(node.pid, "VmHWM")
