@@ -1,7 +1,7 @@
 """What a node takes: `python benchmarks/memory.py`.
 
-Starts real nodes, whose DHT daemons are not counted, that serve parts of a random Llama (hidden 1024, 16 blocks, vocabulary
-32,000), and reads from the kernel what they hold once they are ready and what they held at most while loading.
+Starts real nodes that serve parts of a random Llama (hidden 1024, 16 blocks, vocabulary 32,000), and reads from the
+kernel what they hold once they are ready and what they held at most while loading; their DHT daemons are not counted.
 `besides` is what is not weights: Python, torch, transformers (limit: 700 MB), and a KV pool of 32 MiB that may be in
 memory or not. `loading` is the peak less that, in spans (limit: 2).
 """

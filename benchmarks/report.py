@@ -140,9 +140,10 @@ the demo model's, padded: a real one of that size takes longer to compile for.""
     Section(
         "memory",
         "What a node holds",
-        """The DHT's daemon, a process of its own, is not counted; 32 MiB for KV. `besides` is what is not weights, KV included (limit 700 MB),
-`loading` the peak less that, in spans (limit 2). KV memory is handed out by the system as it is first
-written, in pages of 2 MB where it has such: a node takes what its sessions use, up to `--kv-memory`.""",
+        """The DHT's daemon, a process of its own, is not counted; KV has 32 MiB. `besides` is what is not weights, KV
+included (limit 700 MB), `loading` the peak less that, in spans (limit 2). KV memory is handed out by the
+system as it is first written, in pages of 2 MB where it has such: a node takes what its sessions use, up
+to `--kv-memory`.""",
         ("memory.py",),
     ),
     Section(
