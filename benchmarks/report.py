@@ -71,7 +71,7 @@ says more. int8 runs by a kernel of our own where a C++ compiler and AVX-512 VNN
 here; without (`SWARM_NATIVE_KERNELS=off`) oneDNN's gave 1.5 to 1.7 times bf16 on this machine. nf4 is the
 library bitsandbytes'; fp8 is for GPUs, and widened at every step on a CPU. What the kernel for attention
 gains stands in the table of pages.""",
-        ("executor.py", "--rounds", "3"),
+        ("executor.py", "--rounds", "5"),
     ),
     Section(
         "costs",
