@@ -22,7 +22,7 @@ from swarm_client.errors import ModelClosed
 from swarm_client.model import AsyncRemoteModel
 from swarm_client.money import WalletOptions
 from swarm_client.parameters import Arguments
-from swarm_client.prompts import Prompt, Prompts
+from swarm_client.prompts import ChatPrompt, Prompt, Prompts, read_prompt
 from swarm_client.results import Generation, Token
 from swarm_client.token_stream import TokenStream
 from swarm_net.messages import ModelId
@@ -172,6 +172,8 @@ class BlockingTokenStream:
 
 
 async def _made(model: AsyncRemoteModel, prompt: Prompt, arguments: Arguments) -> TokenStream:
+    if isinstance(read := read_prompt(prompt), ChatPrompt):
+        return model.stream(await model.tokenize(read.messages), **arguments)
     return model.stream(prompt, **arguments)
 
 

@@ -1,7 +1,7 @@
 """A thread for work that may take long and must not hold up the end of the program.
 
-The standard library waits at exit for the workers of its executors, whatever they do. Called by draft_checkpoint.py and
-local_model.py.
+The standard library waits at exit for the workers of its executors, whatever they do. Called by draft_checkpoint.py,
+local_model.py and model.py.
 """
 
 import threading

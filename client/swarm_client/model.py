@@ -12,6 +12,7 @@ from typing import Self, Unpack, overload
 
 from swarm_client.connection import Connection, Needs
 from swarm_client.continuation import Continuation
+from swarm_client.daemon_executor import DaemonExecutor
 from swarm_client.deadlines import Patience
 from swarm_client.detokenizer import NoText
 from swarm_client.dispatch import Dispatcher
@@ -33,7 +34,16 @@ from swarm_client.model_files import ModelFiles, default_cache_dir, load_model_f
 from swarm_client.money import WalletOptions, wallet_of
 from swarm_client.ngram import NGramDrafter
 from swarm_client.parameters import Arguments, Asked, Parameters, resolve, resolve_samples
-from swarm_client.prompts import IdsPrompt, OnePrompt, Prompt, Prompts, TextPrompt, read_prompt, read_prompts
+from swarm_client.prompts import (
+    ChatPrompt,
+    IdsPrompt,
+    OnePrompt,
+    Prompt,
+    Prompts,
+    TextPrompt,
+    read_prompt,
+    read_prompts,
+)
 from swarm_client.results import Generation
 from swarm_client.token_stream import TokenStream
 from swarm_client.world import World, real_world
@@ -51,6 +61,7 @@ class AsyncRemoteModel:
     def __init__(self, connection: Connection, files: ModelFiles) -> None:
         self._connection = connection
         self._files = files
+        self._renderer = DaemonExecutor("chats")
         self._draft_models: dict[str, DraftCheckpoint] = {}
 
     @classmethod
@@ -117,6 +128,7 @@ class AsyncRemoteModel:
                 yield remote
             finally:
                 connection.is_closed = True
+                remote._renderer.shutdown(wait=False, cancel_futures=True)
                 if files.chat_template is not None:
                     files.chat_template.close()
                 for draft_model in remote._draft_models.values():
@@ -146,8 +158,8 @@ class AsyncRemoteModel:
         asked = Asked(**arguments)
         read = read_prompts(prompt)
         if not isinstance(read, list):
-            return await _drained(self._stream(read, asked))
-        return await _together([self._stream(one, asked) for one in read])
+            return await _drained(self._stream(await self._rendered(read), asked))
+        return await _together([self._stream(await self._rendered(one), asked) for one in read])
 
     async def samples(self, prompt: Prompt, n: int, **arguments: Unpack[Arguments]) -> list[Generation]:
         """Continue one prompt `n` times at once, with the seeds `seed`, `seed + 1`, ...; errors as in `generate`.
@@ -156,7 +168,7 @@ class AsyncRemoteModel:
         prompt is computed once where the nodes share prefixes: the others begin when the first has its first token.
         """
         several = resolve_samples(Asked(**arguments), n, self._files.sampling, self._connection.entropy)
-        read = read_prompt(prompt)
+        read = await self._rendered(read_prompt(prompt))
         first, *others = [self._stream_with(read, parameters) for parameters in several]
         for stream in others:
             stream.share_prompt(first)
@@ -167,8 +179,17 @@ class AsyncRemoteModel:
 
         Iterate it with `async for`. To stop early, leave `async with model.stream(...) as tokens:`, call `aclose`, or
         drop it; the nodes are told at once. `generation` holds the whole after the last token.
+
+        A chat is rendered before this returns: for the first one that takes a tenth of a second, in which the event
+        loop waits. `tokenize` does it beside the loop, and its ids can be given instead.
         """
         return self._stream(read_prompt(prompt), Asked(**arguments))
+
+    async def tokenize(self, prompt: Prompt) -> Sequence[int]:
+        """Return a prompt's ids, as a generation would begin with. Raises ClientError."""
+        if self._connection.is_closed:
+            raise ModelClosed
+        return self._ids(await self._rendered(read_prompt(prompt)))
 
     async def route(self, max_tokens: int = 1) -> Route:
         """Return the route that a session for so many tokens would take now. Raises NoRoute."""
@@ -220,6 +241,12 @@ class AsyncRemoteModel:
             vocab_size, tokenizer = self._connection.manifest.vocab_size, self._files.tokenizer
             model = self._draft_models[draft] = DraftCheckpoint(draft, vocab_size=vocab_size, tokenizer=tokenizer)
         return model.drafter(parameters.sampling)
+
+    async def _rendered(self, prompt: OnePrompt) -> OnePrompt:
+        """Turn a chat into ids in another thread: its template may take long, and is waited for."""
+        if not isinstance(prompt, ChatPrompt) or self._files.chat_template is None or self._connection.is_closed:
+            return prompt
+        return IdsPrompt(tuple(await asyncio.get_running_loop().run_in_executor(self._renderer, self._ids, prompt)))
 
     def _ids(self, prompt: OnePrompt) -> Sequence[int]:
         if isinstance(prompt, IdsPrompt):

@@ -42,26 +42,22 @@ class TemplateProcess:
         chat = json.dumps(plain_messages(messages))
         with self._lock:
             if self._child is None:
-                self._child = _Child(json.dumps(self._template))
-                weakref.finalize(self, self._child.end)  # where nobody calls `close`
+                self._child = child = _Child(json.dumps(self._template))
+                self._end_child = weakref.finalize(self, child.end)  # also where nobody calls `close`
             try:
                 answer = self._child.ask(chat)
             except BadChat:
-                self._end()
+                self.close()
                 raise
         if "text" not in answer:
             raise BadChat(reason=str(answer.get("error")))
         return str(answer["text"])
 
     def close(self) -> None:
-        """End the process, if there is one."""
-        with self._lock:
-            self._end()
-
-    def _end(self) -> None:
-        if self._child is not None:
-            self._child.end()
-            self._child = None
+        """End the process, if there is one; a chat that it renders just now fails."""
+        child, self._child = self._child, None
+        if child is not None:
+            self._end_child()
 
 
 class _Child:
@@ -92,7 +88,7 @@ class _Child:
             line = self._lines.get(timeout=timeout_s)
         except queue.Empty:
             raise BadChat(reason=f"it does not end within {timeout_s:.0f} s") from None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a broken pipe, or one that `end` has closed
             raise BadChat(reason=f"its process has ended: {error}") from error
         if not line:
             raise BadChat(reason=f"it takes more than {MEMORY_BYTES >> 20} MiB, or ends its process")

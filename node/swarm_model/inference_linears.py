@@ -7,11 +7,14 @@ Called by linears.py and the modules of the formats: int8_linears.py, int4_linea
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final, TypeVar
+from typing import ClassVar, Final, TypeVar
 
 import torch
 from torch import nn
+
+from swarm_model.native_kernels import Name, native_operator
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,33 @@ class InferenceLinear(nn.Module):
         self.out_features = linear.out_features
         self.weight = linear.weight.new_empty(0)  # modelling code asks for its type, never its values
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().clone(), persistent=False)
+
+
+class NativeLinear(InferenceLinear, ABC):
+    """A layer that one of our own kernels rounds, multiplies and scales in one call; mixed into a format's layer."""
+
+    operator: ClassVar[Name]
+
+    def __init__(self, linear: nn.Linear) -> None:
+        """Raises ImportError where there is no kernel for this machine."""
+        operator = native_operator(self.operator)
+        if operator is None:
+            raise ImportError("there is no native kernel for this machine")
+        self._operator = operator
+        super().__init__(linear)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Map `[..., in features]` to `[..., out features]`."""
+        if inputs.dtype not in NATIVE_DTYPES:
+            return self.forward(inputs.float()).to(inputs.dtype)
+        rows = inputs.reshape(-1, self.in_features).contiguous()
+        outputs = rows.new_empty(len(rows), self.out_features)
+        self._operator(outputs, rows, *self._weight(), self.bias)
+        return outputs.view(*inputs.shape[:-1], self.out_features)
+
+    @abstractmethod
+    def _weight(self) -> tuple[torch.Tensor, ...]:
+        """Give the tensors that the kernel reads as its weight."""
 
 
 LinearKind = TypeVar("LinearKind", bound=InferenceLinear)

@@ -15,15 +15,14 @@ from torch import nn
 
 from swarm_model.inference_linears import (
     LARGEST,
-    NATIVE_DTYPES,
     InferenceLinear,
+    NativeLinear,
     first_that_works,
     outputs_at_once,
     round_rows,
     trial_linear,
     trial_rows,
 )
-from swarm_model.native_kernels import native_operator
 
 GROUPS: Final = (64, 32)  # inputs that share a scale: the first that divides a layer's inputs
 OUTPUTS_MULTIPLE: Final = 16  # what the kernels take
@@ -67,24 +66,13 @@ class Int4Linear(InferenceLinear, ABC):
         """Bring the weight into the form that multiplying wants; see `_quantize`."""
 
 
-class NativeInt4Linear(Int4Linear):
+class NativeInt4Linear(NativeLinear, Int4Linear):
     """Rounds, unpacks, multiplies and scales in one call."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        """Raises ImportError where there is no kernel for this machine."""
-        operator = native_operator("int4_linear")
-        if operator is None:
-            raise ImportError("there is no native kernel for this machine")
-        self._operator = operator
-        super().__init__(linear)
+    operator = "int4_linear"
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if inputs.dtype not in NATIVE_DTYPES:
-            return self.forward(inputs.float()).to(inputs.dtype)
-        rows = inputs.reshape(-1, self.in_features).contiguous()
-        outputs = rows.new_empty(len(rows), self.out_features)
-        self._operator(outputs, rows, self.packed, self.bias)
-        return outputs.view(*inputs.shape[:-1], self.out_features)
+    def _weight(self) -> tuple[torch.Tensor, ...]:
+        return (self.packed,)
 
     def _keep(self, pairs: torch.Tensor, scales_and_offsets: torch.Tensor) -> None:
         """Lay the weight out in panels of 16 outputs, as `native/int4_linear.cpp` reads them.

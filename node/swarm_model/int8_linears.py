@@ -17,16 +17,15 @@ from torch import nn
 
 from swarm_model.inference_linears import (
     LARGEST,
-    NATIVE_DTYPES,
     TRIAL_INPUTS,
     TRIAL_ROWS,
     InferenceLinear,
+    NativeLinear,
     first_that_works,
     outputs_at_once,
     round_rows,
     trial_linear,
 )
-from swarm_model.native_kernels import native_operator
 
 QUANTIZED_AT_ONCE: Final = 1 << 24  # weights that are held in float32 while loading
 PANEL: Final = 16  # outputs, and numbers of a vector: what the native kernel's weight is filled up to
@@ -61,24 +60,13 @@ class Int8Linear(InferenceLinear, ABC):
         """Bring an int8 weight `[out features, in features]` into the form that multiplying wants."""
 
 
-class NativeInt8Linear(Int8Linear):
+class NativeInt8Linear(NativeLinear, Int8Linear):
     """Rounds, multiplies and scales in one call."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        """Raises ImportError where there is no kernel for this machine."""
-        operator = native_operator("int8_linear")
-        if operator is None:
-            raise ImportError("there is no native kernel for this machine")
-        self._operator = operator
-        super().__init__(linear)
+    operator = "int8_linear"
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if inputs.dtype not in NATIVE_DTYPES:
-            return self.forward(inputs.float()).to(inputs.dtype)
-        rows = inputs.reshape(-1, self.in_features).contiguous()
-        outputs = rows.new_empty(len(rows), self.out_features)
-        self._operator(outputs, rows, self.packed, self.scales, self.bias)
-        return outputs.view(*inputs.shape[:-1], self.out_features)
+    def _weight(self) -> tuple[torch.Tensor, ...]:
+        return self.packed, self.scales
 
     def _pack(self, weight: torch.Tensor) -> torch.Tensor:
         """Lay a weight out in panels of 16 outputs with four inputs side by side, shifted to unsigned.

@@ -161,18 +161,19 @@ def _cast_plain_weights(directory: Path, model: Any, dtype: torch.dtype) -> None
 def check_finite(model: nn.Module, source: str) -> None:
     """Raise CheckpointBroken if a weight is not a number; asked before weights are quantized, too."""
     weights = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
-    broken = [name for name, weight in weights.items() if not weight.is_meta and not _is_finite(weight)]
+    broken = [name for name, weight in weights.items() if not weight.is_meta and not is_finite(weight)]
     if broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise CheckpointBroken(source, f"weights are NaN or infinite: {', '.join(broken[:NAMED])}{more}")
 
 
-def _is_finite(weight: torch.Tensor) -> bool:
-    if weight.numel() == 0:
+def is_finite(values: torch.Tensor) -> bool:
+    """Whether all values are numbers, by the smallest and the largest: many times as quick as looking at each."""
+    if values.numel() == 0:
         return True
-    if weight.dtype.itemsize < 2:
-        return bool(torch.isfinite(weight.float()).all())
-    return bool(torch.isfinite(torch.stack(weight.aminmax())).all())
+    if values.dtype.itemsize < 2:
+        return bool(torch.isfinite(values.float()).all())
+    return bool(torch.isfinite(torch.stack(values.aminmax())).all())
 
 
 def move_weights(model: nn.Module, device: torch.device) -> None:

@@ -39,8 +39,9 @@ class Nf4Linear(InferenceLinear):
                 layer.support_avx512bf16_for_cpu = False  # it rounds what it is given to bfloat16
             self.layer = layer.eval()
             self.layer(weight.new_zeros(1, self.in_features))  # brings the weight into the form of the kernel
-        self.quick = weight.device.type != "cpu" or hasattr(layer.weight.quant_state, "packing_format_for_cpu")
-        self.packed = layer.weight.quant_state.absmax  # the library's parameter is counted with the others
+        state = layer.weight.quant_state
+        self.quick = weight.device.type != "cpu" or getattr(state, "packing_format_for_cpu", False)
+        self.packed = state.absmax  # the library's parameter is counted with the others
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Map `[..., in features]` to `[..., out features]`."""

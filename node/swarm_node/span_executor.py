@@ -13,6 +13,7 @@ import torch
 
 from swarm_model import int8_codec
 from swarm_model.errors import InvalidActivations, ModelError
+from swarm_model.loading import is_finite
 from swarm_model.prefixes import CHUNK_TOKENS
 from swarm_model.sampling_params import Sampling
 from swarm_model.session_states import REDONE_TOKENS
@@ -91,7 +92,7 @@ class SpanExecutor:
             else:
                 dtype = getattr(torch, piece.dtype or self.facts.dtype)
                 inputs = torch.frombuffer(data, dtype=dtype).view(piece.count, -1)  # [count, hidden]
-            if not torch.isfinite(inputs).all():
+            if not is_finite(inputs):
                 raise InvalidActivations("the activations that came are not finite")
         return Chunk(SessionKey(piece.session), piece.position, inputs, _request(piece.draw))
 
@@ -104,7 +105,7 @@ def _output(output: torch.Tensor | tuple[Sampled, ...] | ModelError | None, code
             except InvalidActivations as error:
                 return ComputeFailed(reason=str(error))
         output = output.contiguous().cpu()
-        if not torch.isfinite(output).all():
+        if not is_finite(output):
             return ComputeFailed(reason="its activations are not finite")
         return output.view(torch.uint8).numpy().data.cast("B")
     if isinstance(output, tuple):

@@ -8,6 +8,7 @@ import pytest
 
 from swarm_client import AsyncRemoteModel
 from swarm_client.errors import (
+    BadChat,
     BadModelDirectory,
     EmptyPrompt,
     InvalidParameter,
@@ -255,6 +256,22 @@ async def test_a_model_without_template_has_no_chat(tmp_path: Path) -> None:
     async with fake_swarm(model, (0, 8)) as swarm, connect(swarm, tmp_path) as remote:
         with pytest.raises(NoChatTemplate):
             await remote.generate([{"role": "user", "content": "x"}])
+
+
+async def test_a_chat_template_that_does_not_end_stops_nobody_else(tmp_path: Path) -> None:
+    rounds = "".join("{% for " + name + " in range(99999) %}" for name in "abcd") + "{% endfor %}" * 4
+    template = "{% if messages | length > 1 %}" + rounds + "{% endif %}<user>"
+    model = make_model(tmp_path / "model", tokenizer_config={"chat_template": template})
+    chat = [{"role": "user", "content": "x"}]
+    async with fake_swarm(model, (0, 8)) as swarm, connect(swarm, tmp_path) as remote:
+        assert await remote.tokenize(chat) == tuple(TOKENIZER.encode("<user>"))
+        endless = asyncio.create_task(remote.generate(chat * 2))
+        for _ in range(3):
+            found = await remote.generate(PROMPT, max_new_tokens=3)
+            assert found.token_ids == continuation(PROMPT, 3, model.vocabulary)
+        assert not endless.done()
+        with pytest.raises(BadChat, match="does not end"):
+            await endless
 
 
 # -- finding the model -------------------------------------------------------------------------------------------------
