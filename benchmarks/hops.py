@@ -1,8 +1,9 @@
 """What a hop adds to a decode step: `python benchmarks/hops.py [--models small,large] [--dtypes float32,bfloat16]`.
 
 The same random Llama on one node and on two, real processes, TLS, one thread each, in turns within each repeat. What is
-not compute, client and way back counted in, is everything a step takes less the hops' own compute times. `one hop` is
-that with one node, `a hop adds` how much more it is with two; `each` is half of it with two. Also used by `decode.py`.
+not compute, client and way back counted in, is everything a step takes less what its hops computed, step by step, the
+median over the steps. `one hop` is that with one node, `a hop adds` how much more it is with two; `each` is half of it
+with two. Also used by `decode.py`.
 """
 
 import argparse
@@ -86,14 +87,15 @@ async def measure(
 ) -> HopTimes:
     """Measure one model in one number format, given it on one node and on two."""
     task = progress.add_task(f"{name} {dtype}: a hop", total=repeats)
-    intervals, computes, ones, queues, wires = [], [], [], [], []
+    intervals, computes, ones, others, queues, wires = [], [], [], [], [], []
     for warmed in (one, two):
         await generate(warmed, prompt(PROMPT_TOKENS, 0))
     for repeat in range(repeats):
-        whole, gaps_s = await generate(one, prompt(PROMPT_TOKENS, repeat))
-        ones.append(statistics.median(gaps_s) * 1e3 - whole.timings.hops[0].compute_ms)
+        whole, _ = await generate(one, prompt(PROMPT_TOKENS, repeat))
+        ones.append(whole.timings.overhead_ms or 0.0)
         split, gaps_s = await generate(two, prompt(PROMPT_TOKENS, repeat))
         hops = split.timings.hops
+        others.append(split.timings.overhead_ms or 0.0)
         intervals.append(statistics.median(gaps_s) * 1e3)
         computes.append(sum(hop.compute_ms for hop in hops))
         queues.append(statistics.mean(hop.queue_ms for hop in hops))
@@ -101,7 +103,6 @@ async def measure(
         progress.advance(task)
     hidden = MODELS[name][0]
     costs = await asyncio.to_thread(hop_costs.measure, hidden * (4 if dtype == "float32" else 2))
-    others = [interval - compute for interval, compute in zip(intervals, computes, strict=True)]
     adds = [other - with_one for other, with_one in zip(others, ones, strict=True)]
     return HopTimes(
         model=name,

@@ -73,6 +73,7 @@ class Timings:
     tokens_per_s: float | None
     hops: tuple[HopTimes, ...]
     return_wire_ms: float | None  # from the last hop back to the client
+    overhead_ms: float | None  # of a decode step: all the time in which no hop computed; None where there were none
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,20 @@
 
 from collections.abc import Sequence
 from statistics import median
+from typing import NamedTuple
 
 from swarm_client.results import HopTimes, Timings
 from swarm_net.messages import Trail
+
+
+class _Step(NamedTuple):
+    trail: Trail  # never empty
+    return_wire_us: int
+    took_s: float
+
+    @property
+    def overhead_s(self) -> float:
+        return max(0.0, self.took_s - sum(hop.compute_us for hop in self.trail) / 1e6)
 
 
 class StepTimes:
@@ -15,8 +26,8 @@ class StepTimes:
         self._first_s: float | None = None
         self._last_s = started_s
         self._tokens = 0
-        self._decodes: list[tuple[Trail, int]] = []
-        self._prefills: list[tuple[Trail, int]] = []
+        self._decodes: list[_Step] = []
+        self._prefills: list[_Step] = []
 
     def start_route(self) -> None:
         """Forget the hops so far: a new route has others."""
@@ -31,7 +42,7 @@ class StepTimes:
         self._last_s = now_s
         self._tokens += tokens
         if trail:
-            (self._prefills if is_prefill else self._decodes).append((trail, return_wire_us))
+            (self._prefills if is_prefill else self._decodes).append(_Step(trail, return_wire_us, took_s))
         return took_s
 
     def summary(self, peers: Sequence[str]) -> Timings:
@@ -46,12 +57,13 @@ class StepTimes:
             hops=tuple(
                 HopTimes(
                     peer=peer,
-                    compute_ms=median(trail[place].compute_us for trail, _ in steps) / 1000,
-                    queue_ms=median(trail[place].queue_us for trail, _ in steps) / 1000,
-                    wire_ms=median(trail[place].wire_us for trail, _ in steps) / 1000,
+                    compute_ms=median(step.trail[place].compute_us for step in steps) / 1000,
+                    queue_ms=median(step.trail[place].queue_us for step in steps) / 1000,
+                    wire_ms=median(step.trail[place].wire_us for step in steps) / 1000,
                 )
                 for place, peer in enumerate(peers)
                 if steps
             ),
-            return_wire_ms=median(wire_us for _, wire_us in steps) / 1000 if steps else None,
+            return_wire_ms=median(step.return_wire_us for step in steps) / 1000 if steps else None,
+            overhead_ms=median(step.overhead_s for step in self._decodes) * 1000 if self._decodes else None,
         )

@@ -189,8 +189,8 @@ class ComputeThread:
             pieces = [part.piece for part in parts]
             outputs = core.run(pieces)
             ended_s = core.clock.monotonic()
+            self._hand_back(parts, outputs, started_s, ended_s)  # first: somebody waits for them
             core.scheduler.ran(parts, started_s, ended_s)
-            self._hand_back(parts, outputs, started_s, ended_s)
 
     def _drain(self) -> bool:
         """Take all commands that are there, waiting for one if nothing is ready; False: stop."""

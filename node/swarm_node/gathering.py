@@ -48,14 +48,16 @@ class Gathering:
 
     def took(self, steps: Sequence[tuple[bytes, float]]) -> None:
         """A batch begins: its sessions, and when their steps came."""
-        ran_together = Counter(rhythm.batch for rhythm in self._rhythms.values())
-        here: Counter[int] = Counter()
+        here: dict[int, int] = {}
         for session, at_s in steps:
             if (rhythm := self._rhythms.get(session)) is not None:
                 away_s = max(0.0, at_s - rhythm.left_s)
                 before_s = away_s if rhythm.away_s is None else rhythm.away_s
                 rhythm.away_s = before_s + WEIGHT * (away_s - before_s)
-                here[rhythm.batch] += 1
+                here[rhythm.batch] = here.get(rhythm.batch, 0) + 1
+        if len(self._rhythms) < 2:
+            return  # nobody who could have stayed together
+        ran_together = Counter(rhythm.batch for rhythm in self._rhythms.values())
         for batch, back in here.items():
             if (mates := ran_together[batch] - 1) > 0:
                 self._comes_back += LEARNS * ((back - 1) / mates - self._comes_back)
@@ -78,8 +80,10 @@ class Gathering:
 
         `hops` is how many work on these sessions in turn.
         """
-        fixed_s, each_s = self._cost.fixed_s, self._cost.each_s
         here, away_s, others = set(ready), [], []
+        if len(here) == 1 and self._rhythms.keys() <= here:
+            return 1, None  # alone: nobody to wait for
+        fixed_s, each_s = self._cost.fixed_s, self._cost.each_s
         for session, rhythm in self._rhythms.items():
             if rhythm.away_s is None or rhythm.group != group:
                 continue

@@ -189,7 +189,7 @@ class Node:
         self._dues.charge(session, message)
         if message.sent_ns:
             work.wire_us = max(0, (self._clock.wall_ns() + link.clock_offset_ns - message.sent_ns) // 1000)
-        if any(slow is session.downstream.get("bulk") for slow in self._slow_links):
+        if self._slow_links and any(slow is session.downstream.get("bulk") for slow in self._slow_links):
             self._submit(Hold(session.id))
         if session.matcher is not None and work.draw is not None:
             session.unmasked += 1
@@ -245,11 +245,7 @@ class Node:
             (session.reply or session.downstream["decode"]).expect_send(self._decode_s)
 
     def _on_ran(self, batch: list[Ran]) -> None:
-        """Send on what a batch gave: the one place where outputs leave the node."""
-        self._busy.add(batch[0].started_s, batch[0].ended_s)
-        if all(ran.part.work.kind in TOKEN_BY_TOKEN for ran in batch):
-            self._decode_s = batch[0].ended_s - batch[0].started_s
-        self.served.tokens += batch[0].batch_tokens
+        """Send on what a batch gave, the one place where outputs leave the node, and then note what it took."""
         for ran in batch:
             session = self.table.sessions.get(ran.part.work.session)
             if session is None:
@@ -272,6 +268,10 @@ class Node:
             except NetError as error:  # more than the receiver takes; nobody else's output may suffer for it
                 receiver = session.reply or session.downstream["bulk"]
                 self._fail(session, HopLost(target=receiver.peer, reason=str(error)))
+        self._busy.add(batch[0].started_s, batch[0].ended_s)
+        if all(ran.part.work.kind in TOKEN_BY_TOKEN for ran in batch):
+            self._decode_s = batch[0].ended_s - batch[0].started_s
+        self.served.tokens += batch[0].batch_tokens
 
     def _send_step(self, session: Session, ran: Ran) -> None:
         work, piece = ran.part.work, ran.part.piece

@@ -55,6 +55,13 @@ class Session:
     upstream: Link
     kv_tokens: int  # promised, in whole pages
     touched_s: float
+    token_bytes: int  # of one token in the bodies that come
+    hop: int = field(init=False)
+    spec: HopSpec = field(init=False)
+    is_first: bool = field(init=False)
+    is_last: bool = field(init=False)
+    upstream_dtype: str = field(init=False)  # what the previous hop's activations come in
+    upstream_codec: str = field(init=False)  # what a step's body comes in: token ids are sent as they are
     downstream: dict[Lane, Link] = field(default_factory=dict)  # to the next hop; empty on the last
     reply: Link | None = None  # to the client; on the last hop alone
     is_ready: bool = False
@@ -72,35 +79,16 @@ class Session:
     matcher: Matcher | None = None  # of the session's grammar; on the last hop alone
     unmasked: int = 0  # steps accepted whose masks are not there yet
 
-    @property
-    def hop(self) -> int:
-        return self.open.hop
-
-    @property
-    def spec(self) -> HopSpec:
-        return self.open.hops[self.open.hop]
+    def __post_init__(self) -> None:
+        hops, hop = self.open.hops, self.open.hop
+        self.hop, self.spec = hop, hops[hop]
+        self.is_first, self.is_last = hop == 0, hop == len(hops) - 1
+        self.upstream_dtype = "" if self.is_first else hops[hop - 1].dtype
+        self.upstream_codec = "raw" if self.is_first else self.open.codec
 
     @property
     def next_spec(self) -> HopSpec | None:
         return self.open.hops[self.hop + 1] if self.hop + 1 < len(self.open.hops) else None
-
-    @property
-    def upstream_dtype(self) -> str:
-        """What the previous hop's activations come in."""
-        return "" if self.is_first else self.open.hops[self.open.hop - 1].dtype
-
-    @property
-    def upstream_codec(self) -> str:
-        """What a step's body comes in: token ids are sent as they are."""
-        return "raw" if self.is_first else self.open.codec
-
-    @property
-    def is_first(self) -> bool:
-        return self.open.hop == 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.open.hop == len(self.open.hops) - 1
 
     def begin_at(self, tokens: int) -> None:
         """Begin behind so many tokens of a prefix that was kept."""
@@ -173,7 +161,7 @@ class SessionTable:
         if pages * facts.page_size > min(self.kv_free, facts.pool_tokens):
             raise KVFull(tokens_needed=message.max_tokens, tokens_free=self.kv_free, tokens_total=facts.kv_tokens)
 
-        session = Session(message.session, message, link, pages * facts.page_size, touched_s=now_s)
+        session = Session(message.session, message, link, pages * facts.page_size, now_s, self._token_bytes(message))
         if message.sampling.needs_ids:
             session.ids = np.empty(0, np.int32)
         self.kv_promised += session.kv_tokens
@@ -188,6 +176,14 @@ class SessionTable:
             raise BadStep(reason=f"the route's spans {blocks} do not cover {self.facts.num_blocks} blocks once")
         if len({spec.peer for spec in message.hops}) != len(message.hops):
             raise BadStep(reason="a peer stands twice in the route")
+
+    def _token_bytes(self, message: Open) -> int:
+        """Return the bytes of one token in a step's body: of its id at the first hop, of its activations behind it."""
+        if message.hop == 0:
+            return 4
+        width = self.facts.activation_bytes(message.hops[message.hop - 1].dtype, message.codec)
+        assert width is not None  # checked
+        return width
 
     def _check_features(self, message: Open) -> None:
         sampling = message.sampling
@@ -293,10 +289,8 @@ class SessionTable:
             raise BadStep(reason=f"codec {step.codec}, the session was opened with {session.open.codec}")
         if step.count < 1:
             raise BadStep(reason="a step without tokens")
-        width = 4 if session.is_first else self.facts.activation_bytes(session.upstream_dtype, step.codec)
-        assert width is not None
-        if len(data) != step.count * width:
-            raise BadStep(reason=f"{len(data)} bytes for {step.count} tokens of {width} bytes")
+        if len(data) != step.count * session.token_bytes:
+            raise BadStep(reason=f"{len(data)} bytes for {step.count} tokens of {session.token_bytes} bytes")
         if step.position > session.tail:
             raise PositionGap(position=step.position, cached=session.tail)
         if step.position < session.tail:
@@ -377,9 +371,7 @@ class SessionTable:
 
     def most_unpaid_bytes(self, session: Session) -> int:
         """Return how much may wait for its payment: all that the session was opened for, once."""
-        width = 4 if session.is_first else self.facts.activation_bytes(session.upstream_dtype, session.upstream_codec)
-        assert width is not None
-        return session.open.max_tokens * max(width, LEAST_STEP_BYTES)
+        return session.open.max_tokens * max(session.token_bytes, LEAST_STEP_BYTES)
 
     def lapsed(self, now_s: float) -> list[Session]:
         """Return the sessions whose lease of KV had ended by then."""

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swarm_client.continuation import Continuation
@@ -107,7 +107,20 @@ RESULTS = st.builds(
 )
 
 
+GOOD = Result(
+    session=ID,
+    epoch=0,
+    frame=1,
+    position=3,
+    tokens=(5,),
+    logprobs=(-0.5,),
+    top_logprobs=((TokenLogprob(5, -0.5),),),
+    trail=(HopTiming(1, 2, 3),) * 2,
+)
+
+
 @given(RESULTS, st.booleans(), st.integers(0, 3))
+@example(GOOD, True, 1)
 def test_any_result_is_an_answer_or_stale_or_nonsense(result: Result, logprobs: bool, top: int) -> None:
     talk = session(hops=2, logprobs=logprobs, top_logprobs=top)
     talk.step([1, 2, 3], sent_ns=0)
@@ -121,8 +134,8 @@ def test_any_result_is_an_answer_or_stale_or_nonsense(result: Result, logprobs: 
         assert 0 <= drawn.token < VOCABULARY
         assert len(answer.trail) in (0, 2)
         assert drawn.logprob is None or (math.isfinite(drawn.logprob) and drawn.logprob <= 0)
-        assert len(drawn.top) <= top
-        assert all(0 <= item.token < VOCABULARY and math.isfinite(item.logprob) for item in drawn.top)
+        assert len(drawn.top_logprobs) <= top
+        assert all(0 <= item.id < VOCABULARY and math.isfinite(item.logprob) for item in drawn.top_logprobs)
 
 
 @pytest.mark.parametrize(("token", "logprob"), [(3, math.nan), (3, -math.inf), (VOCABULARY, 0.0)])
@@ -284,6 +297,7 @@ def test_timings_are_medians_of_decode_steps() -> None:
         ("b", 3.0, 0.02, 0.2),
     ]
     assert found.return_wire_ms == 0.05
+    assert found.overhead_ms == pytest.approx(95)  # each step took 100 ms, of which 4, 8 and 5 were computed
 
 
 def test_timings_of_a_single_token_are_those_of_its_prefill() -> None:
@@ -292,5 +306,6 @@ def test_timings_of_a_single_token_are_those_of_its_prefill() -> None:
     found = times.summary(("a",))
     assert found.tokens_per_s is None
     assert found.hops[0].compute_ms == 90.0
+    assert found.overhead_ms is None
     times.start_route()
     assert times.summary(("b",)).hops == ()
