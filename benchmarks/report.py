@@ -74,6 +74,14 @@ gains stands in the table of pages.""",
         ("executor.py", "--rounds", "5"),
     ),
     Section(
+        "latents",
+        "Attention over latents",
+        """DeepSeek-V2-Lite's attention (MLA) in 4 dense blocks with random weights, one thread, bfloat16, against
+transformers' `generate`, which expands the keys and values of the whole context from the latents at every
+step. Ours attends to the latents as they are and expands only the sums.""",
+        ("latents.py",),
+    ),
+    Section(
         "costs",
         "What a forward costs besides, in more rounds",
         """The table of fixed costs once more: it is the difference of two small times, which a noisy machine moves.

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from swarm_model.errors import UnsupportedModel
 from swarm_model.kernels import Asked, Kernel
 from swarm_model.kv_pool import KVPool
+from swarm_model.latents import Absorbed
 from swarm_model.step import Step, Stretch
 
 PAGED: Final = "swarm_paged"
@@ -42,7 +43,7 @@ class Attending:
     """How a block's attention reads its session's tokens.
 
     `window` counts those seen, 0 means all; with `chunk`, tokens see their own chunk of so many tokens alone; `latent`
-    means that the pages hold a compressed form which the block's `expand_kv` turns into keys and values.
+    means that the pages hold a compressed form which the block's `expand_kv` turns into keys and values (latents.py).
     """
 
     window: int = 0
@@ -106,6 +107,7 @@ class PagedKV(StepCache):
         self.family: Final = family
         self.kernel: Kernel | None = None  # for all sessions at once; without one they are attended one by one
         self.asked: Final[dict[int, Asked]] = {}  # layer index -> what its attention asks
+        self.absorbed: dict[int, Absorbed] = {}  # layer index -> how it attends to latents without expanding them
         self._given: tuple[int, torch.Tensor, torch.Tensor] | None = None
 
     def update(
@@ -159,58 +161,84 @@ def paged_attention(
         _refuse_unknown(kv.family, others)
     keys, values = kv.pool.keys[layer_idx], kv.pool.values[layer_idx]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window, chunk = attending.window, attending.chunk
+    absorbed = kv.absorbed.get(layer_idx)
     stretches, outputs = kv.step.stretches, []
-    if (kernel := kv.kernel) is not None and not attending.latent:
+    if (kernel := kv.kernel) is not None and (absorbed is not None or not attending.latent):
+        cached = (keys, values) if absorbed is None else (kv.pool.latents[layer_idx], keys)
         if (asked := kv.asked.get(layer_idx)) is None:
             asked = kv.asked[layer_idx] = Asked(
                 heads=query.shape[1],
-                kv_heads=keys.shape[1],
-                key_size=query.shape[3],
-                value_size=values.shape[2],
+                kv_heads=cached[0].shape[1],
+                key_size=cached[0].shape[2],
+                value_size=cached[1].shape[2],
                 dtype=query.dtype,
                 scale=scale,
-                window=window,
-                chunk=chunk,
+                window=attending.window,
+                chunk=attending.chunk,
                 softcap=softcap,
                 has_sinks=s_aux is not None,
                 has_biases=alibi is not None,
             )
         if kernel.serves(asked) and (layout := kv.step.layout(kernel.longest_chunk)) is not None:
-            rows = query[0].transpose(0, 1)[: layout.rows]  # [rows, heads, head size]
-            attended = kernel.attend(rows, keys, values, layout, asked, s_aux)
-            if layout.rows == query.shape[2]:
+            rows = query[:, :, : layout.rows]
+            rows = rows if absorbed is None else absorbed.query(rows)
+            attended = kernel.attend(rows[0].transpose(0, 1), *cached, layout, asked, s_aux)  # [rows, heads, size]
+            if absorbed is None and layout.rows == query.shape[2]:
                 return attended[None].contiguous(), None
-            outputs.append(attended.transpose(0, 1)[None])
+            of_rows = attended.transpose(0, 1)[None]
+            outputs.append(of_rows if absorbed is None else absorbed.values(of_rows))
             stretches = stretches[len(layout.host_lengths) :]
-    plain = softcap is None and s_aux is None and alibi is None
+    rule = _Rule(attending, scale, softcap, s_aux, alibi)
     for stretch in stretches:
         rows = query if stretch.tokens == query.shape[2] else query.narrow(2, stretch.offset, stretch.tokens)
         # Only the last tokens are read: those of the chunk, and what its first token reaches
         reach = attending.reach(stretch.tokens, stretch.length)
-        session_keys, session_values = (_tokens_of(kv.step, pool, stretch, reach) for pool in (keys, values))
-        if attending.latent:
-            session_keys, session_values = module.expand_kv(session_keys, session_values)  # type: ignore[operator]
-        if stretch.tokens == 1 and plain:
-            outputs.append(_attend_one(rows, session_keys, session_values, scale))
+        if absorbed is not None and absorbed.pays(stretch.tokens, reach):
+            read = [_tokens_of(kv.step, pool, stretch, reach) for pool in (kv.pool.latents[layer_idx], keys)]
+            outputs.append(absorbed.values(_attend(kv.step, absorbed.query(rows), read[0], read[1], rule)))
             continue
-        by_scores = not plain or (stretch.tokens >= MANY_ROWS and _scores_are_quicker(query))
-        hides = 0 < window < reach or 0 < chunk < reach  # more than what comes later
-        causal = reach == stretch.tokens and not hides and not by_scores
-        mask = None
-        if stretch.tokens > 1 and not causal:
-            mask = kv.step.mask(stretch.tokens, reach, window if hides else 0, chunk if hides else 0)
-        if by_scores:
-            bias = None if alibi is None else alibi.bias(reach)
-            outputs.append(_attend_by_scores(rows, session_keys, session_values, mask, scale, softcap, s_aux, bias))
-        else:
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    rows, session_keys, session_values, mask, is_causal=causal, scale=scale, enable_gqa=True
-                )
-            )
+        read = [_tokens_of(kv.step, pool, stretch, reach) for pool in (keys, values)]
+        if attending.latent:
+            read = module.expand_kv(*read)  # type: ignore[operator]
+        outputs.append(_attend(kv.step, rows, read[0], read[1], rule))
     attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)  # [1, heads, tokens, value size]
     return attended.transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How a block's scores become shares."""
+
+    attending: Attending
+    scale: float
+    softcap: float | None
+    sinks: torch.Tensor | None
+    alibi: Alibi | None
+
+    @property
+    def is_plain(self) -> bool:
+        return self.softcap is None and self.sinks is None and self.alibi is None
+
+
+def _attend(step: Step, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, rule: _Rule) -> torch.Tensor:
+    """Attend a chunk, `[1, heads, tokens, size]`, to the last tokens of its session, `[1, kv heads, reach, size]`.
+
+    Returns `[1, heads, tokens, value size]`.
+    """
+    tokens, reach = rows.shape[2], keys.shape[2]
+    if tokens == 1 and rule.is_plain:
+        return _attend_one(rows, keys, values, rule.scale)
+    window, chunk = rule.attending.window, rule.attending.chunk
+    by_scores = not rule.is_plain or (tokens >= MANY_ROWS and _scores_are_quicker(rows))
+    hides = 0 < window < reach or 0 < chunk < reach  # more than what comes later
+    causal = reach == tokens and not hides and not by_scores
+    mask = None
+    if tokens > 1 and not causal:
+        mask = step.mask(tokens, reach, window if hides else 0, chunk if hides else 0)
+    if by_scores:
+        bias = None if rule.alibi is None else rule.alibi.bias(reach)
+        return _attend_by_scores(rows, keys, values, mask, rule.scale, rule.softcap, rule.sinks, bias)
+    return F.scaled_dot_product_attention(rows, keys, values, mask, is_causal=causal, scale=rule.scale, enable_gqa=True)
 
 
 def _tokens_of(step: Step, pool: torch.Tensor, stretch: Stretch, reach: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ class KVShape:
     kv_heads: int
     key_size: int
     value_size: int
+    latent: bool = False  # a compressed form, which the block expands to keys and values: see latents.py
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         return self.kv_heads * (self.key_size + self.value_size) * dtype.itemsize
@@ -38,12 +39,17 @@ class KVPool:
         self.shapes: Final = shapes
         self.pages: Final = pages
         self.page_size: Final = page_size
-        self.keys: Final = {
-            layer: _zeros((slots, shape.kv_heads, shape.key_size), dtype, device) for layer, shape in shapes.items()
-        }
-        self.values: Final = {
-            layer: _zeros((slots, shape.kv_heads, shape.value_size), dtype, device) for layer, shape in shapes.items()
-        }
+        self.keys: Final[dict[int, torch.Tensor]] = {}
+        self.values: Final[dict[int, torch.Tensor]] = {}
+        self.latents: Final[dict[int, torch.Tensor]] = {}  # keys and values of a token side by side
+        for layer, shape in shapes.items():
+            if shape.latent:
+                whole = _zeros((slots, shape.kv_heads, shape.key_size + shape.value_size), dtype, device)
+                self.latents[layer] = whole
+                self.keys[layer], self.values[layer] = whole[..., : shape.key_size], whole[..., shape.key_size :]
+            else:
+                self.keys[layer] = _zeros((slots, shape.kv_heads, shape.key_size), dtype, device)
+                self.values[layer] = _zeros((slots, shape.kv_heads, shape.value_size), dtype, device)
         self._pools: Final = (*self.keys.values(), *self.values.values())
         self._device: Final = device
 

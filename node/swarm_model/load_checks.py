@@ -20,6 +20,7 @@ from swarm_model.attention import PAGED, PagedKV
 from swarm_model.drivers import DirectForward, Driver, OwnForward, PackedForward, Part, SessionForward
 from swarm_model.errors import UnsupportedModel
 from swarm_model.kv_pool import KVPool
+from swarm_model.latents import absorb_all
 from swarm_model.loading import check_finite
 from swarm_model.masks import MASK_PROBE, MaskProbe
 from swarm_model.pages import PageAllocator, SessionKey
@@ -215,8 +216,28 @@ def _try_pages(span: LoadedSpan, reference: Reference, layout: CacheLayout) -> S
             raise
         loop.by_token = True
         outputs = _agreeing(span, packed, reference, new_cache)
+    outputs = _absorb_latents(span, packed, reference, cache, new_cache) or outputs
     driver = _try_directly(span, packed, cache, reference.inputs, outputs, new_cache) or packed
     return Service("recurrent" if layout.mixers else "paged", driver, layout, cache, new_cache)
+
+
+def _absorb_latents(
+    span: LoadedSpan,
+    packed: PackedForward,
+    reference: Reference,
+    cache: PagedKV,
+    new_cache: Callable[[], SessionCache] | None,
+) -> list[torch.Tensor] | None:
+    """Attend to cached latents as they are, where that gives the reference; returns its outputs."""
+    modules = [module for block in span.blocks for module in block.modules()]
+    cache.absorbed = absorb_all(modules, cache.pool.shapes, span.dtype, span.device)
+    if not cache.absorbed:
+        return None
+    try:
+        return _agreeing(span, packed, reference, new_cache)
+    except UnsupportedModel:
+        cache.absorbed = {}
+        return None
 
 
 def _try_sessions(span: LoadedSpan, reference: Reference, layout: CacheLayout) -> Service:

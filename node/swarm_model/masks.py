@@ -7,7 +7,7 @@ load_checks.py.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -107,6 +107,7 @@ class MaskProbe(StepCache):
             self.attending[layer] = Attending(mask.window, mask.chunk)
         elif _expands(module, given, (key, value)):
             self.attending[layer] = Attending(mask.window, mask.chunk, latent=True)
+            self.shapes[layer] = replace(self.shapes[layer], latent=self.shapes[layer].kv_heads == 1)
         else:
             self.unclear[layer] = "attends to other keys and values than it gives to the cache"
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None

@@ -425,6 +425,8 @@ def load_span(
                 device=device,
             )
 
+    absorbed = {} if service.pages is None else service.pages.absorbed
+    absorbed_bytes = sum(maps.size_bytes for maps in absorbed.values())
     give_back_memory()
     owned = {block: [checkpoint.tensors[name] for name in anatomy.digest_tensors(block)] for block in range(start, end)}
     hashed = _ByteProgress("digest", sum(t.end - t.start for tensors in owned.values() for t in tensors), on_progress)
@@ -441,7 +443,7 @@ def load_span(
         numeric_class="/".join(
             [dtype_name, *([quantized] if quantized else []), device.type, "packed" if packed else "plain", *scheme]
         ),
-        weight_bytes=weight_bytes(model),
+        weight_bytes=weight_bytes(model) + absorbed_bytes,
         kv_bytes_per_token=layout.bytes_per_token,
         kernel=accelerated.label if accelerated else "torch",
         page_size=page_size,
