@@ -74,12 +74,13 @@ gains stands in the table of pages.""",
         ("executor.py", "--rounds", "5"),
     ),
     Section(
-        "latents",
-        "Attention over latents",
-        """DeepSeek-V2-Lite's attention (MLA) in 4 dense blocks with random weights, one thread, bfloat16, against
-transformers' `generate`, which expands the keys and values of the whole context from the latents at every
-step. Ours attends to the latents as they are and expands only the sums.""",
-        ("latents.py",),
+        "families",
+        "Latents and experts",
+        """One thread, bfloat16, random weights. `latents`: DeepSeek-V2-Lite's attention (MLA) in 4 dense blocks;
+transformers expands the keys and values of the whole context at every step, ours attends to the latents as they
+are. `experts`: 4 blocks of a small Mixtral, 2 of 8 experts for each token; ours keeps each expert's matrices packed
+for oneDNN.""",
+        ("families.py",),
     ),
     Section(
         "costs",

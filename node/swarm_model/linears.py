@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from swarm_model.experts import replace_experts
 from swarm_model.inference_linears import InferenceLinear
 from swarm_model.siblings import replace_linears
 
@@ -50,7 +51,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def pack_linears(model: nn.Module, siblings: Sequence[Sequence[str]], keep: Collection[nn.Module] = ()) -> None:
-    """Replace every plain `nn.Linear` of a model but those to `keep`.
+    """Replace every plain `nn.Linear` of a model but those to `keep`, and the matrices of experts.
 
     Siblings share one product, which saves a call for each of them.
     """
@@ -61,3 +62,4 @@ def pack_linears(model: nn.Module, siblings: Sequence[Sequence[str]], keep: Coll
         if type(module) is nn.Linear and not module.weight.is_meta and module not in keep
     ]
     replace_linears(model, plain, siblings, PackedLinear)
+    replace_experts(model, "", lambda _: True, PackedLinear)

@@ -2,13 +2,13 @@
 
 Quantized are the plain linear layers of the blocks, and the head, to int8 in any format: measured
 (benchmarks/executor.py) that changes a model's output about as much as bfloat16 does, while a head in 4 bits doubles
-int4's error. Embeddings, norms, routers of experts and whatever is no `nn.Linear` (experts fused into one 3-D
-parameter, for one) stay as they are. Called by quantized_loading.py.
+int4's error. The experts of a mixture are quantized where their family lets them be (experts.py). Embeddings, norms,
+routers and whatever else is no `nn.Linear` stay as they are. Called by quantized_loading.py.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,6 @@ from swarm_model.inference_linears import InferenceLinear
 from swarm_model.int4_linears import group_size, int4_linear_class
 from swarm_model.int8_linears import int8_linear_class
 from swarm_model.prequantized import plan_of
-from swarm_model.siblings import replace_linears
 from swarm_model.sizing import QuantizationName
 from swarm_model.skeleton import Anatomy
 
@@ -72,32 +71,17 @@ def heads(model: nn.Module, anatomy: Anatomy) -> list[str]:
     return [name for name, module in modules.items() if type(module) is nn.Linear and not module.weight.is_meta]
 
 
-def expert_counts(config: Any) -> frozenset[int]:
-    """Collect the numbers of experts that a configuration names, under whatever names."""
-    values = config.to_dict()
-    return frozenset(value for key, value in values.items() if "expert" in key and isinstance(value, int))
-
-
-def quantize(
-    model: nn.Module,
-    names: Sequence[str],
-    siblings: Sequence[Sequence[str]],
-    wanted: Format,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """Replace the named linears, which are on `device`, by quantized ones; see replace_linears."""
-    make: type[InferenceLinear]
+def layer_class(wanted: Format, dtype: torch.dtype, device: torch.device) -> type[InferenceLinear]:
+    """Choose the layer that stands for a linear in a format; `dtype` is that of its inputs."""
     match wanted:
         case "int8":
-            make = int8_linear_class(device)
+            return int8_linear_class(device)
         case "int4":
-            make = int4_linear_class(dtype, device)
+            return int4_linear_class(dtype, device)
         case "fp8":
-            make = fp8_linears.fp8_linear_class(dtype, device)
+            return fp8_linears.fp8_linear_class(dtype, device)
         case "nf4":
-            make = nf4_linears.Nf4Linear
-    replace_linears(model, names, siblings, make)
+            return nf4_linears.Nf4Linear
 
 
 def plain_matrices(model: nn.Module, within: str) -> Iterator[tuple[str, int]]:

@@ -14,10 +14,11 @@ import torch
 
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import FormatUnavailable, UnsupportedModel
+from swarm_model.experts import expert_counts, replace_experts
 from swarm_model.inference_linears import InferenceLinear
 from swarm_model.loading import CPU, check_finite, drop_unused_embedding, load_model, move_weights
-from swarm_model.quantization import Format, expert_counts, heads, plain_matrices, quantizable, quantize
-from swarm_model.siblings import watch_linears
+from swarm_model.quantization import FITS, Format, heads, layer_class, plain_matrices, quantizable
+from swarm_model.siblings import replace_linears, watch_linears
 from swarm_model.sizing import DtypeName, blocks_at_once
 from swarm_model.skeleton import Anatomy, foreign_code
 
@@ -44,7 +45,7 @@ def load_quantized(
     counts = expert_counts(checkpoint.config.get_text_config())
     whole: Any = None
     at_once = blocks_at_once(checkpoint, _name(dtype), expanded=anatomy.plan is not None)
-    quantized, first = 0, start
+    quantized, first, make = 0, start, layer_class(wanted, dtype, device)
     while first < end:
         last = min(end, first + at_once)
         part = load_model(checkpoint, anatomy, first, last, dtype=dtype, on_bytes=on_bytes, device=device)
@@ -56,9 +57,10 @@ def load_quantized(
             for number in range(first, last):
                 names = quantizable(part, f"{anatomy.blocks}.{number}", counts, wanted, use.read_directly)
                 inside = [group for group in use.siblings if group[0].startswith(f"{anatomy.blocks}.{number}.")]
-                quantize(part, names, inside, wanted, dtype, device)
-                quantized += len(names)
-            quantize(part, heads(part, anatomy), [], "int8", dtype, device)
+                replace_linears(part, names, inside, make)
+                mixtures = replace_experts(part, f"{anatomy.blocks}.{number}", FITS[wanted], make)
+                quantized += len(names) + len(mixtures)
+            replace_linears(part, heads(part, anatomy), [], layer_class("int8", dtype, device))
         whole = part if whole is None else _joined(whole, part, anatomy, (first, last))
         first = last
     if not quantized:

@@ -23,7 +23,7 @@ INT8_BYTES: Final = 1.01  # of a weight, with its share of a scale, fp8's too; t
 GROUP: Final = 64  # weights of 4 bits that share a scale, in int4 also an offset
 SCALES_BYTES: Final = 4  # of a group
 READ_AT_ONCE_BYTES: Final = 1 << 26  # of blocks that are held unquantized while a span is loaded
-EXPERTS: Final = re.compile(r"\.experts?\.")  # transformers fuses them into parameters that are not quantized
+EXPERTS: Final = re.compile(r"\.experts?\.")  # of a mixture, one by one or fused
 COUNTED_PAGES: Final = 1 << 20  # at most, where pages take no memory but their bookkeeping
 EXPECTED_TOKENS: Final = 1024  # of a session, where memory is divided between states and pages
 BLOCK_NUMBER: Final = re.compile(r"\.(\d+)\.")
@@ -52,11 +52,17 @@ class WeightSizes:
 
 
 def weight_sizes(
-    checkpoint: Checkpoint, dtype: DtypeName, quantization: QuantizationName = "none", *, expanded: bool = False
+    checkpoint: Checkpoint,
+    dtype: DtypeName,
+    quantization: QuantizationName = "none",
+    *,
+    expanded: bool = False,
+    experts: bool = True,
 ) -> WeightSizes:
     """Estimate what a checkpoint's weights take once they are loaded in `dtype` and quantized.
 
-    Those of a checkpoint that is quantized already count as they are stored, if they are not `expanded`.
+    Those of a checkpoint that is quantized already count as they are stored, if they are not `expanded`; `experts` says
+    whether those of a mixture are quantized, too.
     """
     plain = DTYPE_BYTES[dtype]
     head = 1.0 if quantization == "none" else INT8_BYTES / plain
@@ -70,7 +76,8 @@ def weight_sizes(
         is_matrix = len(tensor.shape) == 2
         number = BLOCK_NUMBER.search(name)
         if number is not None and int(number[1]) < len(blocks):
-            quantized = is_matrix and not EXPERTS.search(name)
+            of_experts = bool(EXPERTS.search(name))
+            quantized = (experts and len(tensor.shape) >= 2) if of_experts else is_matrix
             blocks[int(number[1])] += int(size * matrix) if quantized else size
             whole_blocks[int(number[1])] += size
         elif EMBEDDING.search(name):
@@ -163,9 +170,10 @@ def require_memory(
     kv_bytes: int,
     available_bytes: int,
     expanded: bool = False,
+    experts: bool = True,
 ) -> None:
     """Raise NotEnoughMemory, naming a span that fits, unless blocks `start` to `end` and their KV pool do."""
-    sizes = weight_sizes(checkpoint, dtype, quantization, expanded=expanded)
+    sizes = weight_sizes(checkpoint, dtype, quantization, expanded=expanded, experts=experts)
     needed = sizes.span(start, end) + sizes.loading + kv_bytes
     if needed > available_bytes:
         fits = widest_span(sizes, start, available_bytes - sizes.loading - kv_bytes)

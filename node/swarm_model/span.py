@@ -30,6 +30,7 @@ from swarm_model.errors import (
     PositionGap,
     SpanOutsideModel,
 )
+from swarm_model.experts import quantizes_experts
 from swarm_model.kv_pool import KVPool
 from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, Mode, choose_service, run_reference, watch_cache
@@ -357,6 +358,7 @@ def load_span(
         kv_bytes=kv_bytes,
         available_bytes=available_bytes(device),
         expanded=expands(checkpoint, device),
+        experts=quantizes_experts(checkpoint),
     )
     anatomy = study(checkpoint, device)
     names = anatomy.tensors(start, end)

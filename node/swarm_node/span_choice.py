@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 from swarm_model.checkpoint import Checkpoint
-from swarm_model.sizing import DtypeName, require_memory, weight_sizes
+from swarm_model.sizing import DtypeName, WeightSizes, require_memory, weight_sizes
 from swarm_net.placement import choose_span
 from swarm_net.records import Record
 from swarm_node.data_dir import default_base, running
@@ -45,6 +45,7 @@ class Hardware:
     threads: int
     free_memory_bytes: int
     expands: bool  # a quantized checkpoint, to its full size
+    experts: bool = True  # whether those of a mixture can be quantized
 
     @property
     def dtype_name(self) -> DtypeName:
@@ -70,6 +71,7 @@ def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | 
     Raises BadSetting, NotEnoughMemory, QuantizationUnavailable, FormatUnavailable.
     """
     from swarm_model.devices import available_bytes
+    from swarm_model.experts import quantizes_experts
     from swarm_model.prequantized import plan_of
     from swarm_model.quantization import format_for
     from swarm_node import hardware
@@ -85,6 +87,7 @@ def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | 
         hardware.choose_threads(settings.threads, other_nodes=len(running(default_base()))),
         hardware.free_memory_bytes(device),
         plan is not None and plan.expanded,
+        quantizes_experts(checkpoint),
     )
     if span is not None:
         available = available_bytes(device)
@@ -96,12 +99,19 @@ def examine(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int] | 
             kv_bytes=found.kv_bytes(settings.kv_memory, _weight_bytes(settings, checkpoint, span, found)),
             available_bytes=available,
             expanded=found.expands,
+            experts=found.experts,
         )
     return found
 
 
+def _sizes(settings: Settings, checkpoint: Checkpoint, hardware: Hardware) -> WeightSizes:
+    return weight_sizes(
+        checkpoint, hardware.dtype_name, settings.quantize, expanded=hardware.expands, experts=hardware.experts
+    )
+
+
 def _weight_bytes(settings: Settings, checkpoint: Checkpoint, span: tuple[int, int], hardware: Hardware) -> int:
-    sizes = weight_sizes(checkpoint, hardware.dtype_name, settings.quantize, expanded=hardware.expands)
+    sizes = _sizes(settings, checkpoint, hardware)
     return sizes.span(*span) + sizes.loading
 
 
@@ -119,7 +129,7 @@ def automatic_span(
     settings: Settings, checkpoint: Checkpoint, hardware: Hardware, records: Sequence[Record], rng: Random
 ) -> tuple[int, int]:
     """Choose as many blocks as fit beside the KV, where the swarm needs them most. Raises NothingToServe."""
-    sizes = weight_sizes(checkpoint, hardware.dtype_name, settings.quantize, expanded=hardware.expands)
+    sizes = _sizes(settings, checkpoint, hardware)
     beside = hardware.kv_bytes(settings.kv_memory) + sizes.first_edge + sizes.last_edge + sizes.loading
     room = hardware.free_memory_bytes - beside
     blocks = max(sizes.blocks)

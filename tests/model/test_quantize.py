@@ -14,6 +14,7 @@ from torch import nn
 
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.errors import FormatUnavailable, NotEnoughMemory
+from swarm_model.experts import quantizes_experts, replace_experts
 from swarm_model.fp8_linears import PlainFp8Linear, TorchFp8Linear
 from swarm_model.inference_linears import InferenceLinear
 from swarm_model.int4_linears import CpuInt4Linear, PlainInt4Linear, int4_linear_class
@@ -24,7 +25,7 @@ from swarm_model.nf4_linears import Nf4Linear
 from swarm_model.siblings import SharedProduct, SiblingLinear, fuse, watch_linears
 from swarm_model.sizing import QuantizationName, require_memory, weight_sizes
 from swarm_model.span import Chunk, SessionKey, Span
-from tests.model.families import BLOCKS, CPU, VOCABULARY, load_spans, make_checkpoint
+from tests.model.families import BLOCKS, CPU, VOCABULARY, load_spans, load_transformers, make_checkpoint
 from tests.model.quantized_checkpoints import make_fp8, make_nf4
 
 FAMILIES = ["llama", "qwen2", "gemma2"]
@@ -187,12 +188,70 @@ def test_a_session_does_not_depend_on_its_company(family: str, checkpoint_of: Ca
             assert torch.equal(alone, wanted)
 
 
-def test_routers_and_fused_experts_stay_and_are_named(
-    checkpoint_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    (plain,) = load_spans(checkpoint_of("mixtral"), [0, 2])
-    (span,) = load_spans(checkpoint_of("mixtral"), [0, 2], quantize="int8")
-    assert "experts" in caplog.text
+WIDE = {"hidden_size": 128, "intermediate_size": 256, "vocab_size": 256}
+MIXTURES: dict[str, dict[str, int]] = {
+    "mixtral": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "decoder_sparse_step": 1},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 128},  # turned, biased, mixed
+}
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_experts_are_quantized(family: str, name: QuantizationName, tmp_path: Path) -> None:
+    directory = make_checkpoint(family, tmp_path, **{**WIDE, **MIXTURES[family]})
+    (plain,) = load_spans(directory, [0, 2], dtype=torch.bfloat16)
+    (span,) = load_spans(directory, [0, 2], dtype=torch.bfloat16, quantize=name)
+    estimate = weight_sizes(Checkpoint.open(directory), "bfloat16", name).span(0, 2)
+    assert span.info.weight_bytes == pytest.approx(estimate, rel=0.1)
+    assert span.info.weight_bytes < 0.75 * plain.info.weight_bytes
+    (output,) = span.forward([Chunk(SessionKey(b"a"), 0, torch.arange(3, 60))])
+    assert isinstance(output, torch.Tensor)
+    assert bool(output.isfinite().all())
+
+
+class Kept(InferenceLinear):
+    """A layer in a form that loses nothing."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self.packed = linear.weight.detach().clone()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.packed, self.bias)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_one_by_one_give_what_transformers_gives(family: str, tmp_path: Path) -> None:
+    model = load_transformers(make_checkpoint(family, tmp_path, **MIXTURES[family]))
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        expected = model(ids).logits
+        changed = replace_experts(model, "model.layers", lambda _: True, Kept)
+        assert len(changed) == BLOCKS
+        assert not any(parameter.dim() == 3 for parameter in model.parameters())
+        ours = model(ids).logits
+    assert float((ours - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+def test_experts_that_do_not_fit_stay(tmp_path: Path) -> None:
+    model = load_transformers(make_checkpoint("mixtral", tmp_path))
+    ids = torch.arange(3, 40)[None]
+    with torch.inference_mode():
+        expected = model(ids).logits
+        changed = replace_experts(model, "model.layers.0", lambda _: True, Kept)
+        assert changed
+        assert not replace_experts(model, "model.layers.1", lambda _: False, Kept)
+        ours = model(ids).logits
+    assert float((ours - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+def test_experts_out_of_reach_stay_and_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = make_checkpoint("jetmoe", tmp_path, num_local_experts=4, num_experts_per_tok=2)
+    assert not quantizes_experts(Checkpoint.open(directory))
+    (plain,) = load_spans(directory, [0, 2])
+    (span,) = load_spans(directory, [0, 2], quantize="int8")
+    assert "experts" in caplog.text or "mlp" in caplog.text
     assert 0.5 < span.info.weight_bytes / plain.info.weight_bytes < 1
 
 
