@@ -1,9 +1,9 @@
 """Direct links: TCP with TLS 1.3, whenever either end can be reached.
 
 Owns listening, dialing, their deadlines and caps, and the mapping from the system's errors to ours; what happens on a
-connection is `direct_link.py`, who may hold how many is `admission.py`. Works on uvloop and on asyncio's own loop. The
-latter loses what is not sent yet when a link is closed while its peer is sending: its TLS gives up at data that comes
-after its goodbye.
+connection is `direct_link.py`, how many a remote address may have `admission.py`, what peers may hold `holdings.py`.
+Works on uvloop and on asyncio's own loop. The latter loses what is not sent yet when a link is closed while its peer is
+sending: its TLS gives up at data that comes after its goodbye.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from swarm_net.admission import Admission, ConnectionCaps
 from swarm_net.direct_link import SHUTDOWN_TIMEOUT_S, DirectLink, LinkConfig
 from swarm_net.errors import BadAddress, HandshakeFailed, LinkLost, NetError, PeerUnreachable, PortInUse
 from swarm_net.handshake import NONCE_BYTES, DialerHandshake, ListenerHandshake, Terms
+from swarm_net.holdings import HoldingCaps, Holdings
 from swarm_net.identity import Identity
 from swarm_net.links import Clock, Link, LinkHandler, Listener
 from swarm_net.messages import MAX_ADDRESSES, Lane
@@ -43,6 +44,7 @@ class DirectConfig:
     handshake_timeout_s: float = 5.0
     link: LinkConfig = field(default_factory=LinkConfig)
     caps: ConnectionCaps = field(default_factory=ConnectionCaps)
+    holdings: HoldingCaps = field(default_factory=HoldingCaps)
 
 
 class DirectTransport:
@@ -64,6 +66,7 @@ class DirectTransport:
         self.libp2p_addresses: tuple[str, ...] = ()
         self.config = config or DirectConfig()
         self.admission = Admission(self.config.caps)
+        self._holdings = Holdings(self.config.holdings)
         self.identity = identity
         self.tls = tls_contexts(identity)
         self._clock = clock
@@ -134,7 +137,7 @@ class DirectTransport:
     def _make_link(
         self, handshake: DialerHandshake | ListenerHandshake, get_handler: Callable[[Link], LinkHandler]
     ) -> DirectLink:
-        link = DirectLink(handshake, get_handler, self._clock, self.config.link)
+        link = DirectLink(handshake, get_handler, self._clock, self.config.link, self._holdings)
         self._links[link] = None
         link.gone.add_done_callback(lambda _: self._links.pop(link))
         return link

@@ -1,7 +1,8 @@
 """One direct link: a TLS connection as an asyncio protocol, from its first byte to its last.
 
-Owns framing, greeting, heartbeats and the bound on what waits to be written; who makes connections is `direct.py`.
-Bytes are received straight into the frame receiver's memory (`BufferedProtocol`).
+Owns framing, greeting, heartbeats and the bound on what waits to be written; who makes connections is `direct.py`, what
+all links together may hold `holdings.py`. Bytes are received straight into the frame receiver's memory
+(`BufferedProtocol`).
 
 Heartbeats. An end that keeps the link warm sends one every 120 ms. The other end sends one back for each, unless
 heartbeats of its own are still without answer: then it counts the one that came as the answer. So two ends that both
@@ -33,9 +34,10 @@ from swarm_net.frames import (
     encode_frame,
     size_of,
 )
-from swarm_net.handshake import DialerHandshake, Greeted, ListenerHandshake
+from swarm_net.handshake import DialerHandshake, Greeted, ListenerHandshake, refusal
+from swarm_net.holdings import Holdings
 from swarm_net.links import Body, Clock, Link, LinkHandler, PeerId
-from swarm_net.messages import Lane, Message, encode
+from swarm_net.messages import Failure, Lane, Message, encode
 from swarm_net.tls import key_of_certificate
 
 _log = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ class DirectLink(asyncio.BufferedProtocol):
         get_handler: Callable[[Link], LinkHandler],
         clock: Clock,
         config: LinkConfig,
+        holdings: Holdings,
     ) -> None:
         self.peer = PeerId("")
         self.lane: Lane = "decode"
@@ -87,7 +90,9 @@ class DirectLink(asyncio.BufferedProtocol):
         self._handler: LinkHandler | None = None
         self._clock = clock
         self._config = config
-        self._receiver = FrameReceiver(handshake.limits)
+        self._holdings = holdings
+        self._noted_bytes = 0
+        self._receiver = FrameReceiver(handshake.limits, self._expects_large)
         self._peer_limits = handshake.limits
         self._transport: asyncio.Transport | None = None
         self._ended: NetError | None = None
@@ -122,6 +127,10 @@ class DirectLink(asyncio.BufferedProtocol):
         else:
             self._transport.writelines(pieces)
         self._sent_s = self._loop.time()
+        if self._writing_paused:
+            self._note_held()
+            if self._ended is not None:
+                raise LinkLost(peer=self.peer, reason=_reason(self._ended))
 
     def keep_warm(self, users: int) -> None:
         self._users += users
@@ -140,6 +149,15 @@ class DirectLink(asyncio.BufferedProtocol):
         if self._ended is not None or self._transport is None:
             return 0
         return self._transport.get_write_buffer_size()
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self._users) and self._ended is None
+
+    @property
+    def held_bytes(self) -> int:
+        unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return unsent + self._receiver.held_bytes
 
     def idle_s(self) -> float:
         return 0.0 if self._users else self._loop.time() - max(self._sent_s, self._received_s)
@@ -196,6 +214,9 @@ class DirectLink(asyncio.BufferedProtocol):
         except NetError as error:
             _log.info("link ended peer=%s reason=%s", self.peer or "unknown", error)
             self._lose(error)
+        if self._ended is None and self._receiver.held_bytes != self._noted_bytes:
+            self._noted_bytes = self._receiver.held_bytes
+            self._note_held()
 
     def eof_received(self) -> None:
         """A peer that has closed its half is not listened to any further: the transport closes."""
@@ -205,10 +226,13 @@ class DirectLink(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._writing_paused = False
+        if self._ended is None:
+            self._note_held()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._ended is None:
             self._end(LinkLost(peer=self.peer, reason=str(error) if error is not None else "closed by the peer"))
+        self._holdings.leave(self)
         if self._shutdown is not None:
             self._shutdown.cancel()
         if not self.gone.done():
@@ -219,6 +243,9 @@ class DirectLink(asyncio.BufferedProtocol):
     def _greet(self, handshake: DialerHandshake | ListenerHandshake, frame: Frame) -> None:
         assert self._transport is not None
         turn = handshake.receive(frame.header, self._clock.monotonic(), self._clock.wall_ns())
+        if turn.greeted is not None and not self.dialed and not self._holdings.has_room(turn.greeted.peer):
+            text = f"{self._holdings.caps.links_per_peer} links of this peer are open already: it must use those"
+            turn = refusal(self._address, Failure(code="too_many_links", retry="elsewhere", text=text))
         if turn.send:
             self._transport.write(turn.send)
         if turn.refused is not None:
@@ -236,6 +263,7 @@ class DirectLink(asyncio.BufferedProtocol):
         self.peer, self.lane, self._peer_limits = greeted.peer, greeted.lane, greeted.limits
         self.remote_addresses, self.libp2p_addresses = greeted.listens, greeted.libp2p
         self.clock_offset_ns, self.rtt_s = greeted.clock_offset_ns, greeted.rtt_s
+        self._holdings.join(self)
         _tune(self._transport.get_extra_info("socket"), self.lane)
         try:
             self._handler = self._get_handler(self)
@@ -245,6 +273,20 @@ class DirectLink(asyncio.BufferedProtocol):
             return
         if not self.ready.done():
             self.ready.set_result(None)
+
+    # -- what is held
+
+    def _expects_large(self) -> bool:
+        """A peer that dialed us sends large bodies in sessions alone; one that we dialed answers us as well."""
+        return self.dialed or self._holdings.has_session(self.peer)
+
+    def _note_held(self) -> None:
+        while self._ended is None and (loser := self._holdings.note(self)) is not None:
+            loser.give_way()
+
+    def give_way(self) -> None:
+        _log.warning("link ended peer=%s held_bytes=%d reason=too much is held for peers", self.peer, self.held_bytes)
+        self._lose(LinkLost(peer=self.peer, reason="it held more memory than this peer can spare"))
 
     # -- heartbeats
 
@@ -296,6 +338,7 @@ class DirectLink(asyncio.BufferedProtocol):
 
     def _lose(self, reason: NetError) -> None:
         self._end(reason)
+        self._holdings.leave(self)
         if self._transport is not None:
             self._transport.abort()
 
@@ -303,6 +346,7 @@ class DirectLink(asyncio.BufferedProtocol):
         if self._ended is not None:
             return
         self._ended = reason
+        self._receiver.drop()
         if self._beat is not None:
             self._beat.cancel()
             self._beat = None

@@ -26,7 +26,7 @@ import msgspec
 
 from swarm_net.addresses import parse_address
 from swarm_net.errors import Malformed, NetError, NotUnderstood, PeerUnreachable, RequestTimeout, WrongPeer
-from swarm_net.links import Body, Clock, Link, LinkHandler, Listener, PeerId, Transport
+from swarm_net.links import LANES, Body, Clock, Link, LinkHandler, Listener, PeerId, Transport
 from swarm_net.messages import (
     MAX_ADDRESSES,
     AnyMessage,
@@ -73,7 +73,8 @@ class EndpointLimits:
 
     idle_timeout_s: float = 300.0
     request_bytes: int = 64 << 10  # of a request's body
-    serving_per_link: int = 64  # requests at once; one more is answered with the Failure `busy`
+    serving_per_peer: int = 64  # requests at once, on all its links; one more is answered with the Failure `busy`
+    serving: int = 4096  # of all peers: each holds a body of `request_bytes` at most, so together 256 MiB
     unread_bytes_per_link: int = 4 << 20  # of answers; a peer that does not read them gets `busy` too
 
 
@@ -112,6 +113,7 @@ class Endpoint:
         self._numbers = itertools.count(1)
         self._asked: dict[int, _Asked] = {}
         self._serving: dict[Link, dict[asyncio.Task[None], None]] = {}
+        self._serving_in_all = 0
         self._tasks = TaskScope()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -315,18 +317,31 @@ class Endpoint:
             text = f"a request of {len(body)} bytes, at most {self._limits.request_bytes} are read"
             send_if_open(link, _failure_of(number, text, "ask for less at a time"))
             return
-        serving = self._serving.setdefault(link, {})
-        unread_bytes = link.backlog_bytes
-        if len(serving) >= self._limits.serving_per_link or unread_bytes > self._limits.unread_bytes_per_link:
-            text = f"busy: {len(serving)} requests of this peer are being served, {unread_bytes} bytes wait to be read"
+        limits, unread_bytes = self._limits, link.backlog_bytes
+        siblings = [each for lane in LANES for each in self._links.get((link.peer, lane), ())]
+        of_peer = sum(len(self._serving.get(each, ())) for each in siblings)
+        if (
+            of_peer >= limits.serving_per_peer
+            or self._serving_in_all >= limits.serving
+            or unread_bytes > limits.unread_bytes_per_link
+        ):
+            text = f"busy: {of_peer} requests of this peer are being served, {unread_bytes} bytes wait to be read"
             send_if_open(
                 link, Failure(request=number, code="busy", retry="elsewhere", text=text, remedy="ask again later")
             )
             return
         work = self._serve_one(server, link, message, bytes(body), number)
         task = self._tasks.start(work, name=f"serve {type(message).__name__}")
-        serving[task] = None
-        task.add_done_callback(serving.pop)
+        self._serving.setdefault(link, {})[task] = None
+        self._serving_in_all += 1
+        task.add_done_callback(lambda task: self._served(link, task))
+
+    def _served(self, link: Link, task: asyncio.Task[None]) -> None:
+        self._serving_in_all -= 1
+        if (serving := self._serving.get(link)) is not None:
+            serving.pop(task, None)
+            if not serving:
+                del self._serving[link]
 
     async def _serve_one(
         self, server: RequestHandler[Any], link: Link, message: AnyMessage, body: bytes, number: int

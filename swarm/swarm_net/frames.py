@@ -5,10 +5,11 @@ stream asks `buffer()` where the next bytes go, reports them with `received()`, 
 A frame of eight zero bytes is a heartbeat.
 
 Lengths are checked against the limits of the stream's state before anything is allocated, and a large body gets memory
-only as it arrives: a peer that merely announces 64 MiB holds `EAGER_BODY_BYTES`.
+only as it arrives: a peer that merely announces 64 MiB holds `EAGER_BODY_BYTES`. A large body that nobody waits for is
+read and thrown away: it may be late, so its link stays, and it gets no memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from swarm_net.errors import Malformed
 from swarm_net.links import Body
 
-KIB, MIB = 1 << 10, 1 << 20
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 HEAD = Struct("<II")
 HEARTBEAT = bytes(HEAD.size)
@@ -24,6 +25,9 @@ HEARTBEAT = bytes(HEAD.size)
 # A body up to this size is copied out of the scratch; a larger one is received straight into its own memory.
 SMALL_BODY_BYTES = 32 * KIB
 EAGER_BODY_BYTES = MIB
+# A body up to this size is taken from anybody: requests are smaller (`EndpointLimits.request_bytes`), and get an answer
+# where they are somewhat too large.
+UNEXPECTED_BODY_BYTES = 256 * KIB
 _GROWTH = 4
 
 
@@ -77,11 +81,14 @@ class FrameReceiver:
     """Cuts a stream into frames, however it was split.
 
     Small frames are parsed out of one scratch, used again and again. Invariant: bytes [_start, _end) of the scratch are
-    received and not yet taken; while `_body` is set they are none, and bytes go into `_body` instead.
+    received and not yet taken; while `_body` is set they are none, and bytes go into `_body` instead. While `_to_skip`
+    is not 0 they are none either, and bytes go into the scratch to be overwritten.
     """
 
-    def __init__(self, limits: FrameLimits) -> None:
+    def __init__(self, limits: FrameLimits, expects_large: Callable[[], bool] = lambda: True) -> None:
+        """`expects_large` says, for each body above UNEXPECTED_BODY_BYTES that begins, whether anybody waits for it."""
         self._limits = limits
+        self._expects_large = expects_large
         self._scratch = bytearray(_scratch_bytes(limits))
         self._view = memoryview(self._scratch)
         self._start = 0
@@ -90,6 +97,16 @@ class FrameReceiver:
         self._body_header = b""
         self._body_bytes = 0
         self._body_received = 0
+        self._to_skip = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What the body that is being received takes by now, if it is a large one."""
+        return 0 if self._body is None else len(self._body)
+
+    def drop(self) -> None:
+        """Let go of the body that is being received; nothing is received any more."""
+        self._body = None
 
     def set_limits(self, limits: FrameLimits) -> None:
         """Apply other limits from the next frame on; headers taken before stay valid."""
@@ -105,6 +122,8 @@ class FrameReceiver:
             if self._body_received == len(self._body):
                 self._grow_body()
             return memoryview(self._body)[self._body_received :]
+        if self._to_skip:
+            return self._view[: self._to_skip]
         if self._start == self._end:
             self._start = self._end = 0
         elif self._start and len(self._scratch) - self._end < len(self._scratch) // 2:
@@ -117,6 +136,8 @@ class FrameReceiver:
         """Report that `count` bytes were written to the last `buffer()`."""
         if self._body is not None:
             self._body_received += count
+        elif self._to_skip:
+            self._to_skip -= count
         else:
             self._end += count
 
@@ -143,6 +164,10 @@ class FrameReceiver:
             return Frame(self._view[header_start:body_start], bytes(self._view[body_start:frame_end]))
         if body_bytes > SMALL_BODY_BYTES:
             arrived = self._end - body_start
+            if body_bytes > UNEXPECTED_BODY_BYTES and not self._expects_large():
+                self._to_skip = body_bytes - arrived
+                self._start = self._end = 0
+                return None
             self._body_header = bytes(self._view[header_start:body_start])
             self._body = bytearray(max(arrived, min(body_bytes, EAGER_BODY_BYTES)))
             self._body[:arrived] = self._view[body_start : self._end]

@@ -179,8 +179,12 @@ class ListenerHandshake:
         return peer_id_of(key)
 
     def _refuse(self, code: str, reason: str) -> Turn:
-        failure = Failure(code=code, retry="never", text=reason)
-        return Turn(send=_frame(failure), refused=HandshakeFailed(address=self.address, reason=reason))
+        return refusal(self.address, Failure(code=code, retry="never", text=reason))
+
+
+def refusal(address: str, failure: Failure) -> Turn:
+    """Return how a listener says no to a dialer."""
+    return Turn(send=_frame(failure), refused=HandshakeFailed(address=address, reason=failure.text))
 
 
 def _signed(listener_key: bytes, dialer_key: bytes, listener_nonce: bytes, dialer_nonce: bytes) -> bytes:

@@ -28,11 +28,12 @@ from swarm_net.errors import (
     PortInUse,
     WrongPeer,
 )
-from swarm_net.frames import FrameLimits, FrameReceiver, encode_frame
+from swarm_net.frames import EAGER_BODY_BYTES, MIB, FrameLimits, FrameReceiver, encode_frame
 from swarm_net.handshake import DialerHandshake, Terms
+from swarm_net.holdings import HoldingCaps
 from swarm_net.identity import Identity
-from swarm_net.links import Body, Link, LinkHandler, Listener
-from swarm_net.messages import AnyMessage, Lane, Models, Rpc
+from swarm_net.links import LANES, Body, Link, LinkHandler, Listener
+from swarm_net.messages import AnyMessage, Lane, Models, Rpc, encode
 
 TIMEOUT_S = 30.0
 QUICK = LinkConfig(heartbeat_interval_s=0.02, silence_timeout_s=0.2)
@@ -143,6 +144,7 @@ async def test_frames_of_every_size_arrive_in_order_both_ways(swarm: Swarm) -> N
     listener = await swarm.listener(far)
     link = await swarm.dial(listener, near)
     await far.wait_for(links=1)
+    far.links[0].keep_warm(1)  # as for a session: without one, large bodies are not taken
     chance = random.Random(5)
     bodies = [chance.randbytes(size) for size in (0, 1, 16_384, 32_768, 32_769, 70_000, 1 << 20, 3_000_000, 5)]
     for number, body in enumerate(bodies):
@@ -176,14 +178,16 @@ async def test_the_greeting_tells_addresses_clock_and_lane(swarm: Swarm) -> None
 
 async def test_what_was_sent_before_close_arrives(swarm: Swarm) -> None:
     near, far = End(), End()
-    link = await swarm.dial(await swarm.listener(far), near)
+    await swarm.dial(await swarm.listener(far), near)
+    await far.wait_for(links=1)
+    link = far.links[0]
     body = random.Random(1).randbytes(4_000_000)
     link.send(Rpc(request=1, service="s", method="m"), body)
     link.close("done")
-    await far.wait_for(messages=1, lost=1)
-    await near.wait_for(lost=1)
-    assert far.received[0][1] == body
-    assert [str(error).rpartition(" lost: ")[2] for error in near.lost + far.lost] == ["done", "closed by the peer"]
+    await near.wait_for(messages=1, lost=1)
+    await far.wait_for(lost=1)
+    assert near.received[0][1] == body
+    assert [str(error).rpartition(" lost: ")[2] for error in far.lost + near.lost] == ["done", "closed by the peer"]
     with pytest.raises(LinkLost):
         link.send(Models(request=1))
 
@@ -194,6 +198,7 @@ async def test_what_was_sent_before_close_arrives_against_a_stream_from_the_peer
     near, far = End(), End()
     link = await swarm.dial(await swarm.listener(far), near)
     await far.wait_for(links=1)
+    far.links[0].keep_warm(1)
     for number in range(10):
         far.links[0].send(Rpc(request=number, service="s", method="m"), bytes(1 << 20))
         link.send(Rpc(request=number, service="s", method="m"), bytes(1 << 20))
@@ -204,7 +209,7 @@ async def test_what_was_sent_before_close_arrives_against_a_stream_from_the_peer
 
 async def test_hundreds_dial_at_once(swarm: Swarm) -> None:
     far, dialing = End(), swarm.transport()
-    listener = await swarm.listener(far)
+    listener = await swarm.listener(far, DirectConfig(holdings=HoldingCaps(links_per_peer=200)))
     links = await asyncio.gather(
         *(dialing.dial(listener.addresses[0], End(), lane="decode", timeout_s=TIMEOUT_S) for _ in range(200))
     )
@@ -272,7 +277,7 @@ async def test_a_way_is_woken_before_a_frame_that_is_expected(swarm: Swarm) -> N
 async def test_a_silent_peer_is_noticed_by_the_end_that_keeps_warm(swarm: Swarm) -> None:
     near = End()
     with Stranger() as stranger:
-        link = await stranger.accept_dial(swarm, near, DirectConfig(link=QUICK))
+        link = await stranger.accept_dial(swarm, near, swarm.transport(DirectConfig(link=QUICK)))
         await asyncio.sleep(2 * QUICK.silence_timeout_s)
         assert link.is_open  # nobody needs it
         link.keep_warm(1)
@@ -284,12 +289,99 @@ async def test_a_peer_that_does_not_read_ends_the_link(swarm: Swarm) -> None:
     near = End()
     with Stranger() as stranger:
         config = DirectConfig(link=LinkConfig(max_pending_bytes=1 << 20))
-        link = await stranger.accept_dial(swarm, near, config)
+        link = await stranger.accept_dial(swarm, near, swarm.transport(config))
         with pytest.raises(LinkLost, match="wait to be sent"):  # noqa: PT012 - the kernel takes an unknown part
             for number in range(10_000):
                 link.send(Rpc(request=number, service="s", method="m"), bytes(1 << 20))
         await near.wait_for(lost=1)
         assert not link.is_open
+
+
+async def test_large_bodies_of_a_peer_without_a_session_are_thrown_away_and_its_link_stays(swarm: Swarm) -> None:
+    far = End()
+    link = await swarm.dial(await swarm.listener(far), End())
+    await far.wait_for(links=1)
+    taken = far.links[0]
+    for number in range(20):
+        link.send(Rpc(request=number, service="s", method="m"), bytes(MIB))
+    link.send(Models(request=20), bytes(200_000))  # up to 256 KiB are taken from anybody
+    await far.wait_for(messages=1)
+    assert far.received == [(Models(request=20), bytes(200_000))]
+    taken.keep_warm(1)
+    link.send(Models(request=21), bytes(MIB))
+    await far.wait_for(messages=2)
+    taken.keep_warm(-1)
+    link.send(Rpc(request=22, service="s", method="m"), bytes(MIB))
+    link.send(Models(request=23))
+    await far.wait_for(messages=3)
+    assert far.received[1:] == [(Models(request=21), bytes(MIB)), (Models(request=23), b"")]
+
+
+async def test_a_session_on_one_lane_makes_room_for_its_prefill_on_the_other(swarm: Swarm) -> None:
+    far, dialing = End(), swarm.transport()
+    listener = await swarm.listener(far)
+    address = listener.addresses[0]
+    _, bulk = [await dialing.dial(address, End(), lane=lane, timeout_s=TIMEOUT_S) for lane in LANES]
+    await far.wait_for(links=2)
+    next(link for link in far.links if link.lane == "decode").keep_warm(1)
+    bulk.send(Models(request=1), bytes(MIB))
+    await far.wait_for(messages=1)
+
+
+async def test_a_peer_that_begins_bodies_on_many_links_loses_links_and_others_do_not(swarm: Swarm) -> None:
+    far, honest = End(), End()
+    caps = HoldingCaps(bytes_per_peer=4 * EAGER_BODY_BYTES, total_bytes=64 * EAGER_BODY_BYTES)
+    listener = await swarm.listener(far, DirectConfig(holdings=caps))
+    with contextlib.ExitStack() as stack:
+        link = await swarm.dial(listener, honest)
+        await far.wait_for(links=1)
+        far.links[0].keep_warm(1)
+        beginning = encode_frame(encode(Models(request=1)), bytes(8 * MIB))[0] + bytes(40_000)
+        for number in range(6):
+            stranger = stack.enter_context(Stranger())
+            await stranger.greet(listener)
+            await far.wait_for(links=number + 2)
+            far.links[-1].keep_warm(1)
+            await stranger.send(bytes(beginning))
+        await far.wait_for(lost=2)
+        assert all("memory" in str(error) for error in far.lost)
+        link.send(Models(request=2), bytes(MIB))
+        await far.wait_for(messages=1)
+        assert [each.is_open for each in far.links].count(True) == 5
+        assert honest.lost == []
+
+
+async def test_peers_that_do_not_read_lose_their_links_when_all_hold_too_much(swarm: Swarm) -> None:
+    near, honest = End(), End()
+    config = DirectConfig(holdings=HoldingCaps(bytes_per_peer=64 * MIB, total_bytes=24 * MIB))
+    with Stranger() as one, Stranger() as two:
+        dialing = swarm.transport(config)
+        links = [await each.accept_dial(swarm, near, dialing) for each in (one, two)]
+        with contextlib.suppress(LinkLost):
+            for number in range(200):
+                for link in links:
+                    link.send(Rpc(request=number, service="s", method="m"), bytes(MIB))
+        await near.wait_for(lost=1)
+        assert "memory" in str(near.lost[0])
+        taking = End()
+        link = await dialing.dial((await swarm.listener(taking)).addresses[0], honest, lane="decode", timeout_s=30)
+        link.send(Models(request=1))
+        await taking.wait_for(messages=1)
+        assert honest.lost == []
+
+
+async def test_a_peer_has_only_so_many_links(swarm: Swarm) -> None:
+    far, dialing = End(), swarm.transport()
+    listener = await swarm.listener(far, DirectConfig(holdings=HoldingCaps(links_per_peer=2)))
+    address = listener.addresses[0]
+    links = [await dialing.dial(address, End(), lane="decode", timeout_s=TIMEOUT_S) for _ in range(2)]
+    with pytest.raises(HandshakeFailed, match="2 links of this peer are open already"):
+        await dialing.dial(address, End(), lane="decode", timeout_s=TIMEOUT_S)
+    await still_answers(swarm, listener, far)  # another peer has links of its own
+    links[0].close()
+    await far.wait_for(lost=1)
+    await until(lambda: isinstance(far.links[0], DirectLink) and far.links[0].gone.done())
+    assert (await dialing.dial(address, End(), lane="decode", timeout_s=TIMEOUT_S)).is_open
 
 
 async def test_a_frame_beyond_the_peers_limits_is_not_sent(swarm: Swarm) -> None:
@@ -435,10 +527,11 @@ class Stranger:
 
         return await asyncio.to_thread(drain)
 
-    async def accept_dial(self, swarm: Swarm, end: End, config: DirectConfig) -> Link:
+    async def accept_dial(self, swarm: Swarm, end: End, dialing: DirectTransport) -> Link:
         """Be dialed; from then on neither read nor write. The far end is a real one whose reading is stopped."""
         far = End()
-        link = await swarm.dial(await swarm.listener(far), end, config=config)
+        address = (await swarm.listener(far)).addresses[0]
+        link = await dialing.dial(address, end, lane="decode", timeout_s=TIMEOUT_S)
         await far.wait_for(links=1)
         accepted = far.links[0]
         assert isinstance(accepted, DirectLink)

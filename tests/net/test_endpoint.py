@@ -288,19 +288,47 @@ async def test_a_request_ends_with_its_timeout_or_its_link(make: MakeEndpoint) -
 
 
 async def test_only_so_many_requests_are_served_at_once(make: MakeEndpoint) -> None:
-    near, far, go = make(), make(EndpointLimits(serving_per_link=2)), asyncio.Event()
+    near, far, go = make(), make(EndpointLimits(serving_per_peer=2)), asyncio.Event()
+    served = Mailbox()
 
     async def wait(link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
+        served(link, message, body)
         await go.wait()
         return ModelList(request=0), b""
 
     far.serve(Models, wait)
     link = await connect(near, far)
-    asked = [asyncio.ensure_future(near.request(link, Models(request=0), timeout_s=TIMEOUT_S)) for _ in range(3)]
-    with pytest.raises(RemoteError, match="busy"):
-        await asked[2]
+    bulk = await near.link(link.peer, link.remote_addresses, lane="bulk", timeout_s=TIMEOUT_S)
+    asked = [asyncio.ensure_future(near.request(link, Models(request=0), timeout_s=TIMEOUT_S)) for _ in range(2)]
+    for _ in asked:
+        await served.next()
+    for each in (link, bulk):  # another link of a peer gives it no more
+        with pytest.raises(RemoteError, match="busy"):
+            await near.request(each, Models(request=0), timeout_s=TIMEOUT_S)
     go.set()
-    await asyncio.gather(*asked[:2])
+    await asyncio.gather(*asked)
+    await near.request(link, Models(request=0), timeout_s=TIMEOUT_S)
+
+
+async def test_only_so_many_requests_of_all_peers_are_served_at_once(make: MakeEndpoint) -> None:
+    one, two, far, go = make(), make(), make(EndpointLimits(serving=2)), asyncio.Event()
+    served = Mailbox()
+
+    async def wait(link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
+        served(link, message, body)
+        await go.wait()
+        return ModelList(request=0), b""
+
+    far.serve(Models, wait)
+    link, other = await connect(one, far), await connect(two, far)
+    asked = [asyncio.ensure_future(one.request(link, Models(request=0), timeout_s=TIMEOUT_S)) for _ in range(2)]
+    for _ in asked:
+        await served.next()
+    with pytest.raises(RemoteError, match="busy"):
+        await two.request(other, Models(request=0), timeout_s=TIMEOUT_S)
+    go.set()
+    await asyncio.gather(*asked)
+    await two.request(other, Models(request=0), timeout_s=TIMEOUT_S)
 
 
 async def test_an_answer_counts_only_on_the_link_of_its_question(make: MakeEndpoint) -> None:

@@ -15,6 +15,7 @@ from swarm_net.frames import (
     HEARTBEAT,
     SMALL_BODY_BYTES,
     UNAUTHENTICATED,
+    UNEXPECTED_BODY_BYTES,
     Frame,
     FrameLimits,
     FrameReceiver,
@@ -150,3 +151,16 @@ def test_a_wide_memoryview_counts_in_bytes() -> None:
     assert b"".join(bytes(piece) for piece in encode_frame(b"h", tokens)) == HEAD.pack(1, 16) + b"h" + bytes(range(16))
     large = memoryview(bytes(2 * SMALL_BODY_BYTES)).cast("d")
     assert sum(map(len, encode_frame(b"h", large))) == HEAD.size + 1 + 2 * SMALL_BODY_BYTES
+
+
+def test_a_large_body_that_nobody_waits_for_is_read_past_without_memory() -> None:
+    expected = False
+    receiver, split = FrameReceiver(DEFAULT_LIMITS, lambda: expected), random.Random(3)
+    large, small = (b"h", bytes(UNEXPECTED_BODY_BYTES + 1)), (b"h", bytes(UNEXPECTED_BODY_BYTES))
+    stream = stream_of([large, small])
+    begun = UNEXPECTED_BODY_BYTES // 2
+    assert receive(receiver, stream[:begun], split, 5000) == []
+    assert receiver.held_bytes == 0
+    assert receive(receiver, stream[begun:], split, 5000) == [small]
+    expected = True
+    assert receive(receiver, stream_of([large]), split, 5000) == [large]
