@@ -197,7 +197,8 @@ def route(model: str, bootstrap: list[str], max_tokens: int, *, as_json: bool) -
 
 def _guarded(run: Callable[[], None], as_json: bool) -> int:
     """Run a command; say what went wrong, and what to do, without a traceback."""
-    logging.basicConfig(level=logging.ERROR)  # routes given up stand in the result
+    logging.basicConfig(level=logging.ERROR, format="%(levelname)s: %(message)s")  # routes given up stand in the result
+    logging.getLogger("swarm_net.snapshot").setLevel(logging.WARNING)  # which of several revisions was taken does not
     try:
         run()
     except (ClientError, NetError, LedgerError) as error:

@@ -47,7 +47,10 @@ class Directory(Protocol):
 
 
 def summarize(records: Iterable[Record]) -> list[ModelSummary]:
-    """Return what these records serve: a summary for each revision and name, those of most nodes first."""
+    """Return what these records serve: a summary for each revision and name, those of most nodes first.
+
+    A node counts for the name that it gives: no other name gains by it.
+    """
     by_revision: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_revision[record.model.revision].append(record)
@@ -61,11 +64,11 @@ def summarize(records: Iterable[Record]) -> list[ModelSummary]:
             ModelSummary(
                 model=ModelId(name=name, revision=revision),
                 blocks=num_blocks,
-                nodes=len(members),
+                nodes=nodes,
                 replicas=min(replicas),
                 missing=missing[:64],
             )
-            for name in sorted({record.model.name for record in members})
+            for name, nodes in sorted(Counter(record.model.name for record in members).items())
         ]
     summaries.sort(key=lambda summary: (-summary.nodes, summary.model.name, summary.model.revision))
     return summaries[:MAX_MODELS]

@@ -15,17 +15,16 @@ from typing import Any, TypeVar
 from swarm_net.addresses import parse_address
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import (
-    AmbiguousModel,
     BadAddress,
     BadManifest,
     BadRecord,
     NetError,
-    NoSuchModel,
     PeerUnreachable,
 )
 from swarm_net.links import Body, Clock, Link, PeerId
 from swarm_net.manifest import Manifest, open_manifest, verify_file
 from swarm_net.messages import Fetch, Lane, Lookup, ModelId, Models, ModelSummary, SignedRecord
+from swarm_net.model_choice import Choice, candidates, choose
 from swarm_net.records import Record, open_record
 from swarm_net.routing import Randomness
 from swarm_net.session_errors import SessionError
@@ -35,7 +34,6 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 MAX_KEPT_RECORDS = 4096
-MIN_REVISION_DIGITS = 6  # of a revision that is given in short
 ASKED_AT_ONCE = 3  # nodes, in each refresh
 LIAR_EXCLUDED_S = 600.0
 
@@ -102,9 +100,11 @@ class Snapshot:
         NoSuchModel, AmbiguousModel, BadManifest.
         """
         links = await self._dial_bootstrap()
-        summaries = [summary for several in await self._ask_all(links, self._ask_models) for summary in several]
-        model = self._model = _resolve(self._wanted, summaries)
-        for records in await self._ask_all(links, self._ask_records):
+        choice = await self._choose(candidates(self._wanted, await self._ask_all(links, self._ask_models)), links)
+        model = self._model = choice.model
+        if choice.others:
+            _log.warning("%s", choice.notice())
+        for records in await self._ask_all(links, lambda link: self._ask_records(link, model.revision)):
             self._merge(records)
         data = await self._fetch("", lambda data: open_manifest(bytes(data), model.revision))
         self._manifest = open_manifest(data, model.revision)
@@ -179,15 +179,32 @@ class Snapshot:
         reply, _ = await self._endpoint.request(link, Models(request=0), timeout_s=self._times.request_s)
         return reply.models
 
-    async def _ask_records(self, link: Link) -> tuple[SignedRecord, ...]:
-        question = Lookup(request=0, revision=self.model.revision)
+    async def _choose(self, models: list[ModelId], links: list[Link]) -> Choice:
+        """Return which of several models is meant, for which the records of each are looked up."""
+        if len(models) == 1:
+            return Choice(models[0])
+        found = await asyncio.gather(*(self._records_of(model.revision, links) for model in models))
+        return choose(dict(zip(models, found, strict=True)))
+
+    async def _records_of(self, revision: str, links: list[Link]) -> list[Record]:
+        """Return the records of a revision that count; none, if nobody answers."""
+        now_ns, records = self._clock.wall_ns(), []
+        answers = await self._gather([self._ask_records(link, revision) for link in links])
+        told = {signed for answer in answers.values() if not isinstance(answer, NetError) for signed in answer}
+        for signed in told:
+            with suppress(BadRecord):
+                records.append(open_record(signed, now_ns))
+        return records
+
+    async def _ask_records(self, link: Link, revision: str) -> tuple[SignedRecord, ...]:
+        question = Lookup(request=0, revision=revision)
         reply, _ = await self._endpoint.request(link, question, timeout_s=self._times.request_s)
         return reply.records
 
     async def _refresh_from(self, source: _Source) -> tuple[SignedRecord, ...]:
         try:
             link = await self._endpoint.link(source.peer, source.addresses, timeout_s=self._times.dial_s)
-            return await self._ask_records(link)
+            return await self._ask_records(link, self.model.revision)
         except SessionError:
             raise  # it answers, though not this: no reason to keep sessions away from it
         except NetError:
@@ -288,31 +305,6 @@ class Snapshot:
         if self._manifest is not None and record.num_blocks != self._manifest.num_blocks:
             return False
         return record.model.revision == self.model.revision
-
-
-def _resolve(wanted: str, summaries: Iterable[ModelSummary]) -> ModelId:
-    """Return the model that a text means: its name, name@revision or revision, the last two perhaps cut short.
-
-    Of several revisions of that name one that is served whole is preferred to those that are not.
-    """
-    known = list(summaries)
-    name, _, revision = wanted.rpartition("@")
-    matching = (
-        [each for each in known if each.model.name == wanted]
-        or [each for each in known if name and each.model.name == name and _begins(each.model.revision, revision)]
-        or [each for each in known if _begins(each.model.revision, wanted)]
-    )
-    if not matching:
-        raise NoSuchModel(model=wanted, known=tuple(sorted({each.model.name for each in known})))
-    whole = [each for each in matching if not each.missing]
-    models = {each.model.revision: each.model for each in whole or matching}
-    if len(models) > 1:
-        raise AmbiguousModel(model=name or wanted, revisions=tuple(sorted(models)))
-    return next(iter(models.values()))
-
-
-def _begins(revision: str, digits: str) -> bool:
-    return len(digits) >= MIN_REVISION_DIGITS and revision.startswith(digits)
 
 
 async def _outcome(question: Coroutine[Any, Any, _T]) -> _T | NetError:

@@ -181,6 +181,39 @@ async def test_of_two_revisions_the_one_that_is_served_whole_is_meant(scene: Sce
     assert peers(snapshot) == {node.identity.peer_id}
 
 
+async def test_one_record_of_a_made_up_revision_neither_blocks_a_name_nor_takes_it(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [await scene.node() for _ in range(2)]
+    await nodes[0].serve(0, 6)
+    await nodes[1].serve(6, 12)
+    attacker = await scene.node()
+    for digit in "0f":
+        await attacker.serve(0, 12, model=ModelId(name="demo", revision=digit * 64))
+    snapshot = scene.snapshot(nodes[0].address)
+    await snapshot.connect()
+    assert snapshot.model.revision == scene.manifest.revision
+    notice = caplog.records[-1].getMessage()
+    assert all(revision in notice for revision in ("0" * 64, "f" * 64, scene.manifest.revision))
+    assert f"demo@{'0' * 12}" in notice
+
+
+class BoastfulDirectory(MemoryDirectory):
+    """Tells of a model that nobody serves, by a thousand nodes."""
+
+    async def models(self) -> list[ModelSummary]:
+        boast = ModelSummary(model=ModelId(name="demo", revision="0" * 64), blocks=12, nodes=1000, replicas=1000)
+        return [boast, *await super().models()]
+
+
+async def test_what_a_node_says_of_a_revision_does_not_count_but_signed_records_do(scene: Scene) -> None:
+    honest, liar = await scene.node(), await scene.node(BoastfulDirectory(scene.store))
+    await honest.serve(0, 12)
+    snapshot = scene.snapshot(liar.address)
+    await snapshot.connect()
+    assert peers(snapshot) == {honest.identity.peer_id}
+
+
 async def test_dead_and_wrong_bootstrap_addresses_are_reported_while_one_works(scene: Scene) -> None:
     node = await scene.node()
     await node.serve(0, 12)
