@@ -19,7 +19,7 @@ import msgspec
 from swarm_net.endpoint import Endpoint, send_if_open
 from swarm_net.errors import NetError
 from swarm_net.links import LANES, Body, Clock, Link, PeerId
-from swarm_net.messages import HopGrant, Load, Open, Opened, Refuse
+from swarm_net.messages import HopGrant, HopSpec, Load, Open, Opened, Refuse
 from swarm_net.prefixes import prefix_scope
 from swarm_net.session_errors import (
     ComputeFailed,
@@ -36,6 +36,7 @@ from swarm_node.dues import Dues
 from swarm_node.executor import Prefix
 from swarm_node.grammars import Grammars
 from swarm_node.limits import NodeLimits
+from swarm_node.next_hop import allowed
 from swarm_node.sessions import Session, SessionTable
 
 log = logging.getLogger(__name__)
@@ -135,8 +136,8 @@ class Openings:
         except TimeoutError:
             self._give_up(session, HopSilent(waited_ms=int(deadline_s * 1000)))
         except NetError as error:
-            target = session.next_spec.peer if session.next_spec else message.client
-            self._give_up(session, HopUnreachable(target=target, reason=str(error)))
+            log.info("next hop not reached session=%s reason=%s", session.id.hex()[:8], error)
+            self._give_up(session, _not_reached(message, session.next_spec))
         except Exception as error:  # a bug of ours must end this session, not the node
             log.exception("opening failed session=%s", session.id.hex()[:8])
             self._give_up(session, ComputeFailed(reason=type(error).__name__))
@@ -184,10 +185,11 @@ class Openings:
                 assert self._grammars is not None, "the table refuses grammars that nobody can compile"
                 session.matcher = await self._grammars.matcher(message.sampling.grammar)
             return ()
+        peer, timeout_s, addresses = PeerId(spec.peer), self._limits.dial_timeout_s, spec.addresses
+        if any(self._endpoint.get(peer, lane) is None for lane in LANES):
+            addresses = await allowed(spec.addresses, session.upstream.remote_host, timeout_s)
         for lane in LANES:
-            link = await self._endpoint.link(
-                PeerId(spec.peer), spec.addresses, lane=lane, timeout_s=self._limits.dial_timeout_s
-            )
+            link = await self._endpoint.link(peer, addresses, lane=lane, timeout_s=timeout_s)
             session.downstream[lane] = link
             link.keep_warm(1)
         left_ms = int((deadline_s - self._clock.monotonic()) * 1000)
@@ -233,6 +235,13 @@ class Openings:
         """The opening that waits for this link's answer."""
         known, opening = self._table.sessions.get(session), self._waiting.get(session)
         return opening if known is not None and link is known.downstream.get("decode") else None
+
+
+def _not_reached(message: Open, spec: HopSpec | None) -> HopUnreachable:
+    """Say that a peer was not reached, and nothing of why: the addresses are the client's, the network is ours."""
+    if spec is None:
+        return HopUnreachable(target=message.client, reason="its link to the last hop has ended")
+    return HopUnreachable(target=spec.peer, reason=f"none of its {len(spec.addresses)} addresses led to it")
 
 
 class Opening:

@@ -1,12 +1,13 @@
 """Where a peer can be dialed, and who must answer there: `/ip4|ip6|dns/HOST/tcp/PORT/p2p/PEER_ID`.
 
-Owns the one text form of direct addresses; the DHT daemon's own addresses stay opaque text. Called by the transports,
-by the endpoint and wherever a person types an address.
+Owns the one text form of direct addresses, and how far a host can be reached from; the DHT daemon's own addresses stay
+opaque text. Called by the transports, by the endpoint and wherever a person types an address.
 """
 
 import re
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from enum import IntEnum
+from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
 from typing import Literal, get_args
 
 from swarm_net.errors import BadAddress, Malformed
@@ -14,6 +15,15 @@ from swarm_net.identity import public_key_of
 from swarm_net.links import PeerId
 
 AddressKind = Literal["ip4", "ip6", "dns"]
+
+
+class Reach(IntEnum):
+    """From how far a host can be reached; each includes those before it."""
+
+    MACHINE = 0
+    NETWORK = 1  # private, link-local, shared by a carrier's customers: whatever is not routed everywhere
+    INTERNET = 2
+
 
 MAX_ADDRESS_CHARS = 256
 MAX_PORT = 65_535
@@ -60,6 +70,19 @@ def address_of(host: str, port: int, peer: PeerId) -> Address:
         except BadAddress as error:
             reason = error.reason
     raise BadAddress(text=f"{host}:{port}", reason=reason)
+
+
+def reach_of(host: str) -> Reach:
+    """Return from how far an IP address can be reached; what is none counts as the farthest."""
+    try:
+        ip = ip_address(host.partition("%")[0])
+    except ValueError:
+        return Reach.INTERNET
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_loopback or ip.is_unspecified:  # a connection to 0.0.0.0 ends on this machine
+        return Reach.MACHINE
+    return Reach.INTERNET if ip.is_global else Reach.NETWORK
 
 
 def _checked_kind(text: str, kind: str, host: str) -> AddressKind:

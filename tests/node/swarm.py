@@ -57,8 +57,9 @@ class Swarm:
     peers: list[PeerId]
     stack: AsyncExitStack
 
-    async def client(self, limits: FrameLimits = DEFAULT_LIMITS) -> Peer:
-        return Peer(await endpoint(self.network, self.stack, limits))
+    async def client(self, limits: FrameLimits = DEFAULT_LIMITS, *, host: str = "") -> Peer:
+        """Another client; `host` is where nodes see it, by default in their private network."""
+        return Peer(await endpoint(self.network, self.stack, limits, host=host))
 
     def hops(self, spans: Sequence[tuple[int, int]] | None = None) -> tuple[HopSpec, ...]:
         spans = spans or [(node.facts.start, node.facts.end) for node in self.nodes]
@@ -78,9 +79,13 @@ class Swarm:
         return links[0], await client.hear()
 
 
-async def endpoint(network: MemoryNetwork, stack: AsyncExitStack, limits: FrameLimits = DEFAULT_LIMITS) -> Endpoint:
+async def endpoint(
+    network: MemoryNetwork, stack: AsyncExitStack, limits: FrameLimits = DEFAULT_LIMITS, *, host: str = ""
+) -> Endpoint:
     peer = Identity.generate().peer_id
-    made = Endpoint(peer=peer, transport=MemoryTransport(network, peer, limits=limits), clock=SystemClock())
+    transport = MemoryTransport(network, peer, limits=limits)
+    transport.host = host or transport.host
+    made = Endpoint(peer=peer, transport=transport, clock=SystemClock())
     stack.push_async_callback(made.close)
     return made
 

@@ -205,6 +205,65 @@ async def test_a_later_hop_that_is_full_or_gone_names_itself() -> None:
         await settled(lambda: is_empty(nodes.nodes[0]))
 
 
+async def test_who_opens_a_session_learns_nothing_of_why_an_address_did_not_work() -> None:
+    async with swarm((0, 4), (4, 8)) as nodes:
+        client = await nodes.client()
+        told = set()
+        peer, other = nodes.peers[1], nodes.peers[0]
+        nodes.network.disconnect(peer)
+        for number, address in enumerate(
+            (f"/ip4/10.9.9.9/tcp/22/p2p/{peer}", nodes.addresses[0][0], f"/ip4/10.9.9.9/tcp/1/p2p/{other}", "nonsense")
+        ):
+            hop = HopSpec(peer=peer, start=4, end=8, addresses=(address.replace(f"p2p/{other}", f"p2p/{peer}"),))
+            links = await client.endpoint.link(nodes.peers[0], nodes.addresses[0], timeout_s=2)
+            session = f"session-number-{number}".encode()
+            links.send(
+                Open(
+                    session=session,
+                    client=client.endpoint.peer,
+                    hops=(nodes.hops()[0], hop),
+                    model=MODEL,
+                    max_tokens=64,
+                    deadline_ms=3000,
+                )
+            )
+            answer = await client.hear()
+            assert isinstance(answer, Refuse)
+            told.add((answer.failure.code, answer.failure.text, str(sorted(answer.failure.fields.items()))))
+        assert len(told) == 1
+        assert "refused" not in str(told)
+
+
+async def test_a_stranger_from_the_internet_cannot_have_private_addresses_dialed() -> None:
+    async with swarm((0, 4)) as nodes:
+        inner = await endpoint(nodes.network, nodes.stack)
+        listener = await inner.listen("0.0.0.0", 0)
+        opened: list[Open] = []
+        inner.on(Open, lambda link, message, body: opened.append(message))
+        hop = HopSpec(peer=inner.peer, start=4, end=8, addresses=listener.addresses)
+        stranger, neighbour = await nodes.client(host="8.8.8.8"), await nodes.client()
+        for client, session in ((stranger, SESSION), (neighbour, b"another-session-")):
+            first = await client.endpoint.link(nodes.peers[0], nodes.addresses[0], timeout_s=2)
+            route = (nodes.hops()[0], hop)
+            first.send(
+                Open(
+                    session=session,
+                    client=client.endpoint.peer,
+                    hops=route,
+                    model=MODEL,
+                    max_tokens=64,
+                    deadline_ms=3000,
+                )
+            )
+            if client is stranger:
+                answer = await client.hear()
+                assert isinstance(answer, Refuse)
+                assert isinstance(from_failure(answer.failure), HopUnreachable)
+                assert inner.get(nodes.peers[0]) is None
+        await settled(lambda: bool(opened))
+        assert [message.session for message in opened] == [b"another-session-"]
+
+
 async def silent_hop(nodes: Swarm) -> HopSpec:
     """A last hop that takes links and says nothing."""
     silent = await endpoint(nodes.network, nodes.stack)
