@@ -1,8 +1,9 @@
 """A node's answers to those who look for something: records, models, a model's small files; and the door for records.
 
 Owns the service behind the messages Lookup, Publish, Models and Fetch. What is asked of the directory is remembered for
-a moment, so that a burst of clients costs the DHT one search. Only a model's manifest and the files that it lists are
-ever served, whatever name is asked for.
+a moment, so that a burst of clients costs the DHT one search. Searches for revisions that are not known to be served
+are few at once, for each peer and in all (`search_quota.py`); one more is answered with `Busy`. Only a model's manifest
+and the files that it lists are ever served, whatever name is asked for.
 """
 
 import asyncio
@@ -35,13 +36,18 @@ from swarm_net.messages import (
     SignedRecord,
 )
 from swarm_net.records import Record, open_record
+from swarm_net.search_quota import SearchQuota
 from swarm_net.tasks import TaskScope
 
 REMEMBER_S = 1.0
+REMEMBER_NOTHING_S = 5.0  # that a revision has no records: asked for again and again, it costs one search in that time
 MAX_REMEMBERED = 256  # revisions; the oldest is forgotten
 MAX_REPLY_BYTES = 48 * 1024  # of records or summaries: a frame's header must hold them
 MAX_PUBLISHES = 60  # a peer and minute
-SEARCHES_AT_ONCE = 16
+SEARCHES_AT_ONCE = 32
+UNKNOWN_SEARCHES = 24  # of them; what is known to be served always finds room
+UNKNOWN_SEARCHES_OF_A_PEER = 8  # as many as a client looks up for one name (`model_choice.py`)
+MAX_KNOWN = 512  # revisions; the one that was longest not asked for is forgotten
 FILES_AT_ONCE = 4
 
 _RECORD_OVERHEAD_BYTES = 128  # key, signature and the names of the three
@@ -63,8 +69,12 @@ class DiscoveryService:
         self._clock = clock
         self._files = files
         self._tasks = TaskScope()
-        self._found: _Remembering[list[tuple[Record, SignedRecord]]] = _Remembering(clock, self._tasks)
-        self._served: _Remembering[list[ModelSummary]] = _Remembering(clock, self._tasks)
+        self._found: _Remembering[list[tuple[Record, SignedRecord]]] = _Remembering(
+            clock, self._tasks, lambda found: REMEMBER_S if found else REMEMBER_NOTHING_S
+        )
+        self._served: _Remembering[list[ModelSummary]] = _Remembering(clock, self._tasks, lambda served: REMEMBER_S)
+        self._known: dict[str, None] = {}  # revisions that had records lately
+        self._quota = SearchQuota(of_a_peer=UNKNOWN_SEARCHES_OF_A_PEER, in_all=UNKNOWN_SEARCHES)
         self._publishes: dict[PeerId, int] = {}  # in the running minute
         self._minute = 0
         self._searching = asyncio.Semaphore(SEARCHES_AT_ONCE)
@@ -79,7 +89,7 @@ class DiscoveryService:
         await self._tasks.close()
 
     async def _lookup(self, link: Link, message: Lookup, body: bytes) -> tuple[Message, Body]:
-        found = await self._found.get(message.revision, lambda: self._search(message.revision))
+        found = await self._find(message.revision, link.peer)
         first, last = message.blocks or (0, 2**31)
         now_ns = self._clock.wall_ns()
         live = [
@@ -90,6 +100,29 @@ class DiscoveryService:
         # Another selection each time, so that who asks often or many nodes comes to know all.
         salt = f"{link.peer}/{message.request}".encode()
         return Records(request=0, records=_that_fit(live, salt)), b""
+
+    async def _find(self, revision: str, peer: PeerId) -> list[tuple[Record, SignedRecord]]:
+        """Return a revision's records. Raises Busy where too many unknown ones are being looked for."""
+        if revision in self._known or revision in self._files or not self._found.is_due(revision):
+            found = await self._found.get(revision, lambda: self._search(revision))
+        else:
+            self._quota.begin(peer)
+            found = await self._found.get(revision, lambda: self._search_unknown(revision, peer))
+        if found:
+            self._note_known(revision)
+        return found
+
+    def _note_known(self, revision: str) -> None:
+        self._known.pop(revision, None)
+        while len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[revision] = None
+
+    async def _search_unknown(self, revision: str, peer: PeerId) -> list[tuple[Record, SignedRecord]]:
+        try:
+            return await self._search(revision)
+        finally:
+            self._quota.end(peer)
 
     async def _search(self, revision: str) -> list[tuple[Record, SignedRecord]]:
         async with self._searching:
@@ -124,6 +157,8 @@ class DiscoveryService:
 
     async def _models(self, link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
         summaries = await self._served.get("", self._directory.models)
+        for summary in reversed(summaries):  # who is told of a model looks it up next
+            self._note_known(summary.model.revision)
         fitting, size = [], 0
         for summary in summaries:
             size += len(msgspec.msgpack.encode(summary))
@@ -189,27 +224,38 @@ class _Answer(Generic[_T]):
 
 
 class _Remembering(Generic[_T]):
-    """Answers of a slow source, each shared by all who ask within REMEMBER_S or while it is awaited."""
+    """Answers of a slow source, each shared by all who ask while it is awaited or, as `keep_s` says of it, after; a
+    failure for REMEMBER_S."""
 
-    def __init__(self, clock: Clock, tasks: TaskScope) -> None:
+    def __init__(self, clock: Clock, tasks: TaskScope, keep_s: Callable[[_T], float]) -> None:
         self._clock = clock
         self._tasks = tasks
+        self._keep_s = keep_s
         self._answers: dict[str, _Answer[_T]] = {}
 
     async def get(self, key: str, ask: Callable[[], Awaitable[_T]]) -> _T:
         """Return the answer to `key`, asking for it if none is remembered; raises the NetError that asking raised."""
-        answer = self._answers.get(key)
-        now_s = self._clock.monotonic()
-        if answer is None or (answer.task.done() and now_s - answer.asked_s >= REMEMBER_S):
+        if self.is_due(key):
             self.forget(key)
             while len(self._answers) >= MAX_REMEMBERED:
                 self.forget(next(iter(self._answers)))
-            answer = _Answer(self._tasks.start(_outcome(ask), name=f"ask {key[:12]}"), now_s)
-            self._answers[key] = answer
-        outcome = await asyncio.shield(answer.task)
+            work = self._tasks.start(_outcome(ask), name=f"ask {key[:12]}")
+            self._answers[key] = _Answer(work, self._clock.monotonic())
+        outcome = await asyncio.shield(self._answers[key].task)
         if isinstance(outcome, NetError):
             raise outcome
         return outcome
+
+    def is_due(self, key: str) -> bool:
+        """Whether whoever asks now has the source asked."""
+        answer = self._answers.get(key)
+        if answer is None or not answer.task.done():
+            return answer is None
+        if answer.task.cancelled():
+            return True
+        outcome = answer.task.result()
+        keep_s = REMEMBER_S if isinstance(outcome, NetError) else self._keep_s(outcome)
+        return self._clock.monotonic() - answer.asked_s >= keep_s
 
     def forget(self, key: str) -> None:
         """Ask anew next time."""

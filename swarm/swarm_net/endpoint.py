@@ -44,7 +44,7 @@ from swarm_net.messages import (
     Rpc,
     RpcReply,
 )
-from swarm_net.session_errors import SessionError, Unsupported, from_failure, to_failure
+from swarm_net.session_errors import Busy, SessionError, Unsupported, from_failure, to_failure
 from swarm_net.tasks import TaskScope
 
 _log = logging.getLogger(__name__)
@@ -325,10 +325,8 @@ class Endpoint:
             or self._serving_in_all >= limits.serving
             or unread_bytes > limits.unread_bytes_per_link
         ):
-            text = f"busy: {of_peer} requests of this peer are being served, {unread_bytes} bytes wait to be read"
-            send_if_open(
-                link, Failure(request=number, code="busy", retry="elsewhere", text=text, remedy="ask again later")
-            )
+            reason = f"{of_peer} requests of this peer are being served, {unread_bytes} bytes wait to be read"
+            send_if_open(link, to_failure(Busy(reason), request=number))
             return
         work = self._serve_one(server, link, message, bytes(body), number)
         task = self._tasks.start(work, name=f"serve {type(message).__name__}")

@@ -3,6 +3,7 @@
     SessionError
     ├── KVFull              no room for the session's KV                        elsewhere
     ├── Overloaded          what waits to be computed takes too long already    elsewhere
+    ├── Busy                a request, where many are served already            elsewhere
     ├── SpanNotServed       the blocks asked for are not here                   elsewhere
     ├── ModelNotServed      another model, or other weights                     elsewhere
     ├── Draining            the node is stopping                                elsewhere
@@ -93,6 +94,22 @@ class Overloaded(SessionError):
 
     def remedy(self) -> str:
         return "try later, or another node"
+
+
+@dataclass(eq=False)
+class Busy(SessionError):
+    """A request, not of a session, that the peer does not serve now."""
+
+    reason: str
+
+    code: ClassVar[str] = "busy"
+    retry: ClassVar[Retry] = "elsewhere"
+
+    def text(self) -> str:
+        return f"busy: {self.reason}"
+
+    def remedy(self) -> str:
+        return "ask again later, or another node"
 
 
 @dataclass(eq=False)
@@ -409,6 +426,7 @@ _LEAVES: dict[str, type[SessionError]] = {
     for leaf in (
         KVFull,
         Overloaded,
+        Busy,
         SpanNotServed,
         ModelNotServed,
         Draining,

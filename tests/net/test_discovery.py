@@ -10,7 +10,14 @@ import pytest
 
 from swarm_net.clocks import SystemClock
 from swarm_net.directory import MemoryDirectory, MemoryStore
-from swarm_net.discovery import MAX_PUBLISHES, MAX_REPLY_BYTES, REMEMBER_S, DiscoveryService
+from swarm_net.discovery import (
+    MAX_PUBLISHES,
+    MAX_REPLY_BYTES,
+    REMEMBER_NOTHING_S,
+    REMEMBER_S,
+    UNKNOWN_SEARCHES_OF_A_PEER,
+    DiscoveryService,
+)
 from swarm_net.endpoint import Endpoint
 from swarm_net.errors import DirectoryDown
 from swarm_net.identity import Identity
@@ -19,7 +26,7 @@ from swarm_net.manifest import manifest_of
 from swarm_net.memory import MemoryNetwork, MemoryTransport
 from swarm_net.messages import Fetch, Lookup, ModelId, Models, ModelSummary, Publish, SignedRecord
 from swarm_net.records import Record, missing_blocks, open_record, sign
-from swarm_net.session_errors import RemoteError
+from swarm_net.session_errors import Busy, RemoteError
 
 S = 1_000_000_000
 REVISION = "ab" * 32
@@ -48,10 +55,17 @@ class CountingDirectory(MemoryDirectory):
         super().__init__(store)
         self.searches = 0
         self.broken = False
+        self.gate = asyncio.Event()  # while it is closed, nothing is found but what it is open to
+        self.gate.set()
+        self.open_to = ""
+        self.searched = asyncio.Event()  # somebody waits at the gate
 
     async def lookup(self, revision: str) -> list[SignedRecord]:
         self.searches += 1
         await asyncio.sleep(0.01)
+        if not self.gate.is_set() and revision != self.open_to:
+            self.searched.set()
+            await self.gate.wait()
         if self.broken:
             raise DirectoryDown(reason="out of order")
         return await super().lookup(revision)
@@ -119,6 +133,47 @@ async def test_a_failure_reaches_all_who_wait_and_is_not_kept_for_long(scene: Sc
     scene.directory.broken = False
     scene.clock.ahead_s = REMEMBER_S
     assert await scene.lookup() == []
+
+
+async def test_random_revisions_are_searched_a_few_at_once_and_hold_up_nothing_that_is_served(scene: Scene) -> None:
+    signed = sign(record(me := Identity.generate(), scene.clock.wall_ns()), me)
+    await scene.ask(Publish(request=0, record=signed))
+    assert await scene.lookup() == [signed]
+    scene.clock.ahead_s = REMEMBER_S  # so that it has to be searched again
+    scene.directory.gate.clear()
+    made_up = [
+        asyncio.ensure_future(scene.ask(Lookup(request=0, revision=f"{number:064x}")))
+        for number in range(UNKNOWN_SEARCHES_OF_A_PEER)
+    ]
+    await scene.directory.searched.wait()
+    with pytest.raises(Busy, match="this peer"):
+        await scene.ask(Lookup(request=0, revision="f" * 64))
+    scene.directory.open_to = REVISION
+    assert await scene.lookup() == [signed]
+    scene.directory.gate.set()
+    assert all(reply.records == () for reply, _ in await asyncio.gather(*made_up))
+    assert (await scene.ask(Lookup(request=0, revision="f" * 64)))[0].records == ()
+
+
+async def test_models_that_a_node_told_of_can_be_looked_up_beside_random_ones(scene: Scene) -> None:
+    revisions = [f"{number:064x}" for number in range(3 * UNKNOWN_SEARCHES_OF_A_PEER)]
+    for revision in revisions:
+        model = ModelId(name="demo", revision=revision)
+        signed = sign(record(me := Identity.generate(), scene.clock.wall_ns(), model=model), me)
+        await scene.directory.publish(signed)
+    await scene.ask(Models(request=0))
+    answers = await asyncio.gather(*(scene.ask(Lookup(request=0, revision=revision)) for revision in revisions))
+    assert all(len(reply.records) == 1 for reply, _ in answers)
+
+
+async def test_that_nothing_is_served_is_remembered_for_longer(scene: Scene) -> None:
+    assert await scene.lookup() == []
+    scene.clock.ahead_s = REMEMBER_S
+    assert await scene.lookup() == []
+    assert scene.directory.searches == 1
+    scene.clock.ahead_s = REMEMBER_NOTHING_S
+    await scene.lookup()
+    assert scene.directory.searches == 2
 
 
 async def test_a_lookup_can_name_blocks(scene: Scene) -> None:

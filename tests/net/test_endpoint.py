@@ -28,7 +28,7 @@ from swarm_net.messages import (
     Rpc,
     Step,
 )
-from swarm_net.session_errors import PositionGap, RemoteError, SessionUnknown
+from swarm_net.session_errors import Busy, PositionGap, RemoteError, SessionUnknown
 
 SESSION = bytes(16)
 TIMEOUT_S = 30.0
@@ -303,7 +303,7 @@ async def test_only_so_many_requests_are_served_at_once(make: MakeEndpoint) -> N
     for _ in asked:
         await served.next()
     for each in (link, bulk):  # another link of a peer gives it no more
-        with pytest.raises(RemoteError, match="busy"):
+        with pytest.raises(Busy):
             await near.request(each, Models(request=0), timeout_s=TIMEOUT_S)
     go.set()
     await asyncio.gather(*asked)
@@ -324,7 +324,7 @@ async def test_only_so_many_requests_of_all_peers_are_served_at_once(make: MakeE
     asked = [asyncio.ensure_future(one.request(link, Models(request=0), timeout_s=TIMEOUT_S)) for _ in range(2)]
     for _ in asked:
         await served.next()
-    with pytest.raises(RemoteError, match="busy"):
+    with pytest.raises(Busy):
         await two.request(other, Models(request=0), timeout_s=TIMEOUT_S)
     go.set()
     await asyncio.gather(*asked)
