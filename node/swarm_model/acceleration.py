@@ -53,10 +53,20 @@ class Acceleration:
 class Accelerated:
     """What was chosen."""
 
-    driver: Driver
+    kernel: str
     page_size: int
-    spare_pages: int  # that the pool needs beside those for sessions
-    label: str  # of the kernel, and "graphs" where steps are recorded
+    driver: Driver
+    graphs: DecodeGraphs | None  # the driver, where it records decode steps
+
+    @property
+    def spare_pages(self) -> int:
+        """Count the pages that the pool needs beside those for sessions."""
+        return 0 if self.graphs is None else 1
+
+    @property
+    def label(self) -> str:
+        """Name the kernel, and "graphs" once steps are recorded."""
+        return f"{self.kernel}+graphs" if self.graphs is not None and self.graphs.recorded else self.kernel
 
 
 def acceleration_of(device: torch.device, page_size: int) -> Acceleration:
@@ -109,7 +119,7 @@ def _record(
 ) -> Accelerated:
     cache = service.pages
     assert cache is not None
-    plain = Accelerated(service.driver, kernel.page_size, 0, kernel.name)
+    plain = Accelerated(kernel.name, kernel.page_size, service.driver, None)
     if acceleration.recorder is None:
         return plain
 
@@ -124,7 +134,8 @@ def _record(
     tried = graphs()
     if not _agrees(span, reference, tried, kernel, DECODE_STEPS) or not tried.recorded:
         return plain
-    return Accelerated(graphs(), kernel.page_size, 1, f"{kernel.name}+graphs")
+    chosen = graphs()
+    return Accelerated(kernel.name, kernel.page_size, chosen, chosen)
 
 
 def _agrees(span: LoadedSpan, reference: Reference, driver: Driver, kernel: Kernel, steps: Steps) -> bool:

@@ -1,9 +1,10 @@
 """Decode steps recorded once and replayed: on an accelerator a small step is mostly the host's launching of kernels.
 
 Owns the recordings of a whole span's forward for 1, 2, 4, ... sessions of one token each, with the static tensors that
-they read and write, and the choice between replaying and running. A step of fewer sessions is filled up with ones that
-write to a page that is nobody's. Prefill, parts of a span, and whatever cannot be recorded run as they did. Called as a
-driver by span.py; made and verified by acceleration.py.
+they read and write, and the choice between replaying and running. The sizes that come first are recorded before the
+span serves, wider tables when the first step needs them. A step of fewer sessions is filled up with ones that write to
+a page that is nobody's, and so do all runs that are there to be recorded. Prefill, parts of a span, and whatever cannot
+be recorded run as they did. Called as a driver by span.py; made and verified by acceleration.py.
 """
 
 import logging
@@ -21,7 +22,10 @@ from swarm_model.step import Step
 log = logging.getLogger(__name__)
 
 LARGEST: Final = 64  # sessions of a recorded step
+SIZES: Final = tuple(1 << power for power in range(LARGEST.bit_length()))
+NARROWEST: Final = 256  # tokens of a session that the narrowest tables hold
 WIDER: Final = 4  # times as many pages: the next width that is recorded
+AHEAD: Final = 2  # widths that are recorded before a span serves
 WARM_UPS: Final = 2  # runs before a recording, so that libraries have made up their minds
 
 Run = Callable[[], torch.Tensor]
@@ -72,11 +76,15 @@ class Eager:
 
 
 class _StaticStep(Step):
-    """A step of `sessions` sessions with one token each whose tensors are filled anew for each replay."""
+    """A step of `sessions` sessions with one token each whose tensors are filled anew for each replay.
 
-    def __init__(self, sessions: int, width: int, page_size: int, most_tokens: int, device: torch.device) -> None:
+    At first all of them write to the spare page.
+    """
+
+    def __init__(self, sessions: int, width: int, page_size: int, spare_page: int, device: torch.device) -> None:
         super().__init__((), (), page_size, torch.float32, device)
         self.tokens = sessions
+        self._spare_page = spare_page
         cuda = device.type == "cuda"
         # One buffer on each side, so that filling the tensors takes two copies
         self._host_rows = torch.zeros(2, sessions, dtype=torch.int64, pin_memory=cuda)
@@ -94,25 +102,32 @@ class _StaticStep(Step):
             pages=self._tables[sessions:].view(sessions, width),
             page_size=page_size,
             most_rows=1,
-            most_tokens=most_tokens,
+            most_tokens=width * page_size,
             lasts=True,
         )
+        self._send(0)
 
     def layout(self, longest_chunk: int) -> Layout:
         return self.static_layout
 
-    def fill(self, step: Step, spare_page: int) -> None:
-        """Take over what another step says, and send what is left over to the spare page."""
-        real = step.tokens
-        rows = self._host_rows.numpy()
-        rows[0, :real], rows[0, real:] = step.position_list, 0
-        rows[1, :real], rows[1, real:] = step.slot_list, spare_page * self.page_size
-        layout = self.static_layout
-        layout.host_lengths[real:] = 1
-        layout.host_pages[real:, 0] = spare_page
+    def fill(self, step: Step) -> None:
+        """Take over what another step says, and leave the rest to the spare page.
+
+        The copies stand in the stream that computes: behind the replay that still reads the tensors, before the next.
+        """
+        rows, layout = self._host_rows.numpy(), self.static_layout
+        rows[0, : step.tokens], rows[1, : step.tokens] = step.position_list, step.slot_list
         for place, (stretch, table) in enumerate(zip(step.stretches, step.tables, strict=True)):
             layout.host_lengths[place] = stretch.length
             layout.host_pages[place, : len(table.pages)] = table.pages
+        self._send(step.tokens)
+
+    def _send(self, sessions: int) -> None:
+        """Bring the tables of so many sessions to the device; those behind them write to the spare page."""
+        rows, layout = self._host_rows.numpy(), self.static_layout
+        rows[0, sessions:], rows[1, sessions:] = 0, self._spare_page * self.page_size
+        layout.host_lengths[sessions:] = 1
+        layout.host_pages[sessions:, 0] = self._spare_page
         self._rows.copy_(self._host_rows, non_blocking=True)
         self._tables.copy_(self._host_tables, non_blocking=True)
 
@@ -148,8 +163,27 @@ class DecodeGraphs:
 
     @property
     def recorded(self) -> int:
-        """Count the recordings; 0 after a step if steps cannot be recorded."""
+        """Count the recordings; 0 after a step, or after recording ahead, if steps cannot be recorded."""
         return len(self._recordings)
+
+    def record_ahead(self, like: torch.Tensor, advance: Callable[[int, int], None]) -> None:
+        """Record steps of all sizes with the narrowest tables, as far as the pool has pages for such steps.
+
+        `like` are a step's inputs, of any number of tokens; `advance` is told how many of how many are recorded.
+        """
+        steps = [
+            (size, width)
+            for width in self._widths()[:AHEAD]
+            for size in SIZES
+            if (size // 2 + 1) * width <= self._spare_page  # the fewest sessions that are filled up to this size
+        ]
+        # What a large step needs for its intermediate results is enough for those after it
+        steps.sort(key=lambda step: step[0] * step[1], reverse=True)
+        advance(0, len(steps))
+        for done, (size, width) in enumerate(steps, start=1):
+            if self._record(size, width, like) is None:
+                return
+            advance(done, len(steps))
 
     def run(self, inputs: torch.Tensor, step: Step, rows: torch.Tensor, part: Part | None = None) -> torch.Tensor:
         decodes = step.tokens == len(step.stretches) <= LARGEST and not step.caches
@@ -159,7 +193,7 @@ class DecodeGraphs:
         recording = self._recording(inputs, step)
         if recording is None:
             return self._driver.run(inputs, step, rows, part)
-        recording.step.fill(step, self._spare_page)
+        recording.step.fill(step)
         chosen = rows if self._last else torch.arange(step.tokens, device=inputs.device)
         return recording.run(inputs, chosen, self._kernel)
 
@@ -167,21 +201,28 @@ class DecodeGraphs:
     def _spare_page(self) -> int:
         return self._cache.pool.pages - 1
 
+    def _widths(self) -> list[int]:
+        """Give the pages that recorded tables may have for each session, up to all that sessions are given."""
+        pages = self._spare_page
+        widths = [min(pages, -(-NARROWEST // self._cache.pool.page_size))]
+        while widths[-1] < pages:
+            widths.append(min(pages, WIDER * widths[-1]))
+        return widths
+
     def _recording(self, inputs: torch.Tensor, step: Step) -> _Recording | None:
         size = 1 << (step.tokens - 1).bit_length()
         most = max(len(table.pages) for table in step.tables)
-        width = 1
-        while width < most:
-            width *= WIDER
-        key = (size, width)
-        if key not in self._recordings:
-            page_size = self._cache.pool.page_size
-            static = _StaticStep(size, width, page_size, width * page_size, inputs.device)
-            static.fill(step, self._spare_page)
-            try:
-                self._recordings[key] = _Recording(self._driver, self._recorder, static, inputs)
-            except RuntimeError as error:  # torch's, where an operation waits for the device
-                log.warning("decode steps cannot be recorded, they run one kernel after the other: %s", error)
-                self._works = False
-                return None
-        return self._recordings[key]
+        width = next(width for width in self._widths() if width >= most)
+        return self._recordings.get((size, width)) or self._record(size, width, inputs)
+
+    def _record(self, size: int, width: int, like: torch.Tensor) -> _Recording | None:
+        static = _StaticStep(size, width, self._cache.pool.page_size, self._spare_page, like.device)
+        try:
+            recording = _Recording(self._driver, self._recorder, static, like)
+        except RuntimeError as error:  # torch's, where an operation waits for the device or memory is short
+            log.warning("decode steps cannot be recorded, they run one kernel after the other: %s", error)
+            self._works = False
+            self._recordings.clear()
+            return None
+        self._recordings[size, width] = recording
+        return recording

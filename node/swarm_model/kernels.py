@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -255,7 +256,8 @@ class FlashInferAttention:
         self._shared: dict[Asked, Any] = {}  # wrappers for steps that come once
         self._planned: Layout | None = None  # for which these are ready, as far as `_ready` says
         self._ready: set[Asked] = set()
-        self._lasting: dict[Layout, dict[Asked, Any]] = {}  # a graph reads the buffers of its own wrappers
+        # A graph reads the buffers of its own wrappers, several MB each, and they end with it
+        self._lasting: WeakKeyDictionary[Layout, dict[Asked, Any]] = WeakKeyDictionary()
 
     def serves(self, asked: Asked) -> bool:
         fits = asked.key_size == asked.value_size and asked.dtype in FLASH_DTYPES

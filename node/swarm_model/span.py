@@ -86,12 +86,13 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far loading is, in bytes. Stages come in this order.
+    """How far loading is, in bytes, or in recorded steps. Stages come in this order.
 
-    "build" compiles kernels, the first time on a machine; "fetch" comes only where something is downloaded.
+    "build" compiles kernels, the first time on a machine; "fetch" comes only where something is downloaded, and "record"
+    where decode steps are recorded.
     """
 
-    stage: Literal["build", "fetch", "read", "digest"]
+    stage: Literal["build", "fetch", "read", "record", "digest"]
     done: int
     total: int
 
@@ -425,6 +426,10 @@ def load_span(
                 page_size=page_size,
                 dtype=dtype,
                 device=device,
+            )
+        if accelerated is not None and accelerated.graphs is not None:
+            accelerated.graphs.record_ahead(
+                reference.inputs, lambda done, total: on_progress(LoadProgress("record", done, total))
             )
 
     absorbed = {} if service.pages is None else service.pages.absorbed

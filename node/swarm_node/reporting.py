@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -28,8 +29,17 @@ from rich.table import Table
 from swarm_ledger.show import for_terminal
 from swarm_node.settings import Sourced, shown
 
-Advance = Callable[[str, int, int], None]  # stage, bytes done, bytes in all
-STAGES = {"build": "compiling kernels for", "fetch": "downloading", "read": "loading", "digest": "checking"}
+Advance = Callable[
+    [str, int, int], None
+]  # stage, bytes done, bytes in all; decode steps in the stage that counts those
+STAGES = {
+    "build": "compiling kernels for",
+    "fetch": "downloading",
+    "read": "loading",
+    "record": "recording decode steps of",
+    "digest": "checking",
+}
+COUNTED = "record"  # the stage that is no matter of bytes
 
 
 class Reporter(Protocol):
@@ -64,6 +74,9 @@ class JsonReporter:
             elif part <= told[1]:
                 return
             told = (stage, part)
+            if stage == COUNTED:
+                self.event("progress", title=title, stage=stage, done=done, total=total)
+                return
             rate = (done - first_bytes) / (now_s - first_s) if now_s > first_s and done > first_bytes else None
             self.event(
                 "progress",
@@ -139,15 +152,11 @@ class PeopleReporter:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Advance]:
-        """Show a bar for each stage: bytes, bytes a second, time left."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console, transient=True) as bar:
+        """Show a bar for each stage: bytes, bytes a second, time left, or how many of how many."""
+        title_and_bar, left = (TextColumn("{task.description}"), BarColumn()), TimeRemainingColumn()
+        in_bytes = (*title_and_bar, DownloadColumn(binary_units=True), TransferSpeedColumn(), left)
+        counted = (*title_and_bar, MofNCompleteColumn(), left)
+        with Progress(*in_bytes, console=self._console, transient=True) as bar:
             tasks: dict[str, TaskID] = {}
 
             def advance(stage: str, done: int, total: int) -> None:
@@ -155,6 +164,7 @@ class PeopleReporter:
                     for earlier in tasks.values():
                         bar.remove_task(earlier)
                     tasks.clear()
+                    bar.columns = counted if stage == COUNTED else in_bytes
                     tasks[stage] = bar.add_task(f"{STAGES.get(stage, stage)} {title}", total=total, completed=done)
                 bar.update(tasks[stage], completed=done, total=total)
 

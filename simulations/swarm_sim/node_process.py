@@ -161,7 +161,8 @@ class NodeProcess:
                 self.state = "ready"
                 self._started.set()
             case "progress":
-                share = 100 * event.get("done_bytes", 0) // max(event.get("total_bytes", 1), 1)
+                done, total = (event.get(f"{name}_bytes", event.get(name, 0)) for name in ("done", "total"))
+                share = 100 * done // max(total, 1)
                 self.doing = f"{event.get('title', '')} {share} %"
             case "error":
                 self._lines.append(f"{event.get('message', '')}\n    {event.get('remedy', '')}")

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from swarm_model.acceleration import Acceleration
+from swarm_model.checkpoint import Checkpoint
 from swarm_model.graphs import Eager, Run
 from swarm_model.kernels import FlashInferAttention, GatheredDecode, Kernel, VarlenAttention
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
-from swarm_model.span import SessionKey, Span
+from swarm_model.span import LoadProgress, SessionKey, Span
 from tests.model.families import BLOCKS, FAMILIES, VOCABULARY, load_spans, make_checkpoint
 from tests.model.sessions import Session, run_sessions
 from tests.model.test_kernels import FlashInferWrapper, varlen_attn
@@ -38,6 +39,16 @@ class Absent(GatheredDecode):
         raise ImportError("no such library")
 
 
+class Counts(Eager):
+    """Remembers how many steps it recorded."""
+
+    recorded = 0
+
+    def record(self, run: Run) -> Run:
+        self.recorded += 1
+        return super().record(run)
+
+
 class Waits(Eager):
     """Cannot be recorded."""
 
@@ -59,6 +70,13 @@ def run(spans: list[Span], seed: int) -> list[Session]:
     ]
     run_sessions(spans, sessions, rng)
     return sessions
+
+
+def run_alone(spans: list[Span]) -> list[Session]:
+    """Run a session that one page holds."""
+    session = Session(SessionKey(b"alone"), [5, 4, 3], 10, Sampling(top_logprobs=MAX_TOP_LOGPROBS))
+    run_sessions(spans, [session], random.Random(3))
+    return [session]
 
 
 def compare(ours: list[Session], theirs: list[Session], tolerance: float) -> None:
@@ -113,6 +131,30 @@ def test_what_is_wrong_missing_or_not_recordable_is_passed_over(checkpoint_of: C
     assert chosen(Absent, Wrong, GatheredDecode) == "gathered+graphs"
     assert chosen(GatheredDecode, recorder=Waits) == "gathered"
     assert chosen(GatheredDecode, recorder=None) == "gathered"
+
+
+@pytest.mark.parametrize(("kv_bytes", "ahead"), [(4 << 20, 7), (1 << 15, 1)])
+def test_a_span_records_before_it_serves(kv_bytes: int, ahead: int, checkpoint_of: Callable[[str], Path]) -> None:
+    recorders: list[Counts] = []
+    told: list[LoadProgress] = []
+
+    def recorder() -> Counts:
+        recorders.append(Counts())
+        return recorders[-1]
+
+    checkpoint = Checkpoint.open(checkpoint_of("llama"))
+    kind = {"device": torch.device("cpu"), "dtype": torch.float32, "kv_bytes": kv_bytes}
+    acceleration = Acceleration((GatheredDecode,), recorder)
+    span = Span.load(checkpoint, 0, BLOCKS, **kind, acceleration=acceleration, on_progress=told.append)
+    assert recorders[-1].recorded == ahead
+    assert [report.done for report in told if report.stage == "record"] == list(range(ahead + 1))
+    assert list(dict.fromkeys(report.stage for report in told)) == ["read", "record", "digest"]
+    plain = load_spans(checkpoint_of("llama"), [0, BLOCKS], acceleration=PLAIN)
+    if span.info.pages == 1:
+        compare(run_alone([span]), run_alone(plain), 1e-4)
+    else:
+        compare(run([span], 8), run(plain, 8), 1e-4)
+    assert recorders[-1].recorded == ahead
 
 
 def test_steps_that_are_not_recorded_still_run(checkpoint_of: Callable[[str], Path]) -> None:

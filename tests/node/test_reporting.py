@@ -18,15 +18,18 @@ def test_programs_hear_bytes_rate_and_time_left(capsys: pytest.CaptureFixture[st
         now_s += 2.0
         advance("fetch", 100 * MIB, 200 * MIB)
         advance("read", 0, 10)
+        advance("record", 3, 14)
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [event["stage"] for event in events] == ["fetch", "fetch", "read"]
+    assert [event["stage"] for event in events] == ["fetch", "fetch", "read", "record"]
     assert events[0]["bytes_per_s"] is None
     assert (events[1]["done_bytes"], events[1]["total_bytes"]) == (100 * MIB, 200 * MIB)
     assert (events[1]["bytes_per_s"], events[1]["left_s"]) == (25 * MIB, 4.0)
+    assert (events[3]["done"], events[3]["total"]) == (3, 14)
+    assert not any("bytes" in name for name in events[3])
 
 
 def test_people_get_a_bar_for_each_stage() -> None:
     with PeopleReporter().progress("blocks 0:2") as advance:
-        for stage in ("fetch", "read", "digest"):
+        for stage in ("fetch", "read", "record", "digest"):
             advance(stage, 0, 0)
             advance(stage, 5, 10)
