@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from swarm_model.acceleration import Acceleration, acceleration_of
+from swarm_model.acceleration import acceleration_of
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
 from swarm_model.sizing import QuantizationName
@@ -148,7 +148,7 @@ def load(
 ) -> Span:
     checkpoint, acceleration = Checkpoint.open(path), acceleration_of(device, 16)
     if not graphs:
-        acceleration = Acceleration(acceleration.kernels)
+        acceleration = replace(acceleration, recorder=None)
     return Span.load(
         checkpoint,
         0,

@@ -28,6 +28,7 @@ from swarm_model.load_checks import (
     run_chunks,
 )
 from swarm_model.native_attention import NativeAttention
+from swarm_model.transfers import CudaStreams, Streams
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,11 @@ DECODE_STEPS: Final[Steps] = (
 
 @dataclass(frozen=True)
 class Acceleration:
-    """What may be tried: kernels, best first, and a way of recording."""
+    """What may be tried: kernels, best first, and a way of recording; and streams for what crosses to the host."""
 
     kernels: Sequence[Callable[[], Kernel]] = ()
     recorder: Callable[[], Recorder] | None = None
+    streams: Callable[[], Streams] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def acceleration_of(device: torch.device, page_size: int) -> Acceleration:
     kernels: list[Callable[[], Kernel]] = [VarlenAttention, GatheredDecode]
     if find_spec("flashinfer") is not None:
         kernels.insert(0, lambda: FlashInferAttention(device))
-    return Acceleration(kernels, lambda: CudaGraphs(device))
+    return Acceleration(kernels, lambda: CudaGraphs(device), lambda: CudaStreams(device))
 
 
 def accelerate(

@@ -16,7 +16,7 @@ import torch
 from swarm_model.errors import ModelError
 from swarm_model.sampler import Sampled
 from swarm_model.sampling_params import Sampling
-from swarm_model.transfers import likeliest, to_host
+from swarm_model.transfers import Transfers
 from swarm_model.verify import judge
 
 
@@ -47,7 +47,11 @@ Drawn = tuple[Sampled, ...] | ModelError
 
 
 def draw(
-    logits: torch.Tensor, requests: Sequence[tuple[SampleRequest, int]], *, on_device: bool | None = None
+    logits: torch.Tensor,
+    requests: Sequence[tuple[SampleRequest, int]],
+    transfers: Transfers,
+    *,
+    on_device: bool | None = None,
 ) -> list[Drawn]:
     """Draw for each request, given with the position of its first token, from its rows: `[all rows, vocabulary]`.
 
@@ -55,7 +59,9 @@ def draw(
     """
     if on_device is None:
         on_device = logits.device.type != "cpu"
-    tokens = likeliest(logits) if on_device and any(request.is_likeliest for request, _ in requests) else None
+    tokens: list[int] | None = None
+    if on_device and any(request.is_likeliest for request, _ in requests):
+        tokens = transfers.to_host(_likeliest(logits)).tolist()
     drawn: list[Drawn | None] = []
     rest: list[int] = []  # rows that the host has to see
     first = 0
@@ -69,14 +75,26 @@ def draw(
             rest.extend(own)
     if not rest:
         return [done for done in drawn if done is not None]
-    wanted = logits if len(rest) == len(logits) else logits[torch.tensor(rest, device=logits.device)]
-    rows, taken = to_host(wanted.float()).numpy(), 0
+    wanted = logits if len(rest) == len(logits) else logits[transfers.to_device(torch.tensor(rest))]
+    rows, taken = transfers.to_host(wanted.float()).numpy(), 0
     for place, (request, position) in enumerate(requests):
         if drawn[place] is None:
             own_rows = rows[taken : taken + request.rows]
             taken += request.rows
             drawn[place] = _judge(own_rows, request, position)
     return [done for done in drawn if done is not None]
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """Choose each row's greatest value where the rows are, of equal ones the first; -1 where a row is not finite.
+
+    `logits` is `[rows, vocabulary]`. What comes to the host is a number a row, not a vocabulary.
+    """
+    vocabulary = logits.shape[1]
+    best = logits.amax(dim=1, keepdim=True)
+    places = torch.arange(vocabulary, device=logits.device)
+    first = torch.where(logits == best, places, vocabulary).amin(dim=1)
+    return torch.where(torch.isfinite(best[:, 0]), first, -1)
 
 
 def _judge(rows: npt.NDArray[np.float32], request: SampleRequest, position: int) -> Drawn:

@@ -18,6 +18,7 @@ from swarm_model.attention import PagedKV
 from swarm_model.drivers import Driver, Part
 from swarm_model.kernels import Kernel, Layout
 from swarm_model.step import Step
+from swarm_model.transfers import Transfers
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class _StaticStep(Step):
     """
 
     def __init__(self, sessions: int, width: int, page_size: int, spare_page: int, device: torch.device) -> None:
-        super().__init__((), (), page_size, torch.float32, device)
+        super().__init__((), (), page_size, torch.float32, Transfers(device))
         self.tokens = sessions
         self._spare_page = spare_page
         cuda = device.type == "cuda"

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from swarm_model.transfers import Transfers
+
 FLASH_DTYPES: Final = (torch.bfloat16, torch.float16)
 FLASH_SIZE: Final = 256  # of a head, at most
 VARLEN_PAGE: Final = 256  # tokens; flash attention 2 takes multiples of it alone
@@ -47,11 +49,11 @@ class Layout:
     lasts: bool = False  # and is filled anew for each step
 
     @classmethod
-    def of(cls, row_ends: Table, lengths: Table, pages: Table, page_size: int, device: torch.device) -> "Layout":
+    def of(cls, row_ends: Table, lengths: Table, pages: Table, page_size: int, transfers: Transfers) -> "Layout":
         """Put the tables of one step on the device."""
         flat = np.concatenate((row_ends, lengths, pages.ravel()))
         sizes = [len(row_ends), len(lengths), pages.size]
-        ends, counts, table = torch.split(torch.from_numpy(flat).to(device), sizes)
+        ends, counts, table = torch.split(transfers.to_device(torch.from_numpy(flat)), sizes)
         most_rows = int(np.diff(row_ends).max())
         return cls(
             row_ends, lengths, pages, ends, counts, table.view(pages.shape), page_size, most_rows, int(lengths.max())

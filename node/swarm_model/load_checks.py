@@ -32,6 +32,7 @@ from swarm_model.session_states import SessionStates
 from swarm_model.siblings import LinearUse, watch_linears
 from swarm_model.skeleton import attention_implementation, foreign_code
 from swarm_model.step import Step
+from swarm_model.transfers import Transfers
 
 Mode = Literal["paged", "recurrent", "session"]
 
@@ -373,7 +374,7 @@ def run_chunks(
             parts.append(inputs[first : position + tokens])
             redone.append(position - first)
         counts = [len(rows) for rows in parts]
-        step = Step(tables, counts, page_size, span.dtype, span.device, caches)
+        step = Step(tables, counts, page_size, span.dtype, Transfers(span.device), caches)
         output = driver.run(torch.cat(parts), step, torch.arange(step.tokens, device=span.device))
         for (session, position, _), rows, skipped in zip(chunks, torch.split(output, counts), redone, strict=True):
             outputs[session] = torch.cat((outputs[session][:position], rows[skipped:]))
@@ -383,4 +384,4 @@ def run_chunks(
 def _one_step(span: LoadedSpan, tokens: int) -> Step:
     """Make a step of one new session."""
     table = PageAllocator(pages=TEST_TOKENS, page_size=PAGE_SIZE).place(SessionKey(b""), 0, tokens)
-    return Step([table], [tokens], PAGE_SIZE, span.dtype, span.device, [span.session_cache()])
+    return Step([table], [tokens], PAGE_SIZE, span.dtype, Transfers(span.device), [span.session_cache()])

@@ -53,7 +53,7 @@ from swarm_model.session_states import REDONE_TOKENS, SessionStates
 from swarm_model.sizing import DtypeName, QuantizationName, Room, require_memory
 from swarm_model.skeleton import check_span, foreign_code, study
 from swarm_model.step import Step
-from swarm_model.transfers import to_device, to_host
+from swarm_model.transfers import Transfers
 
 __all__ = ["Chunk", "LoadProgress", "Output", "SampleRequest", "Sampled", "SessionKey", "Span", "SpanInfo"]
 
@@ -88,8 +88,8 @@ class Chunk:
 class LoadProgress:
     """How far loading is, in bytes, or in recorded steps. Stages come in this order.
 
-    "build" compiles kernels, the first time on a machine; "fetch" comes only where something is downloaded, and "record"
-    where decode steps are recorded.
+    "build" compiles kernels, the first time on a machine; "fetch" comes only where something is downloaded, and
+    "record" where decode steps are recorded.
     """
 
     stage: Literal["build", "fetch", "read", "record", "digest"]
@@ -132,14 +132,15 @@ class Span:
         driver: Driver,
         kv: SessionKV,
         dtype: torch.dtype,
-        device: torch.device,
+        transfers: Transfers,
         states: SessionStates | None = None,
     ) -> None:
         """`states` are what sessions keep outside the pages, where they keep such."""
         self.info: Final = info
         self._driver = driver
         self._kv = kv
-        self._dtype, self._device = dtype, device
+        self._dtype = dtype
+        self._transfers = transfers
         self._states = states
 
     @classmethod
@@ -207,7 +208,7 @@ class Span:
         start, end = blocks or (self.info.start, self.info.end)
         if not self.info.start <= start < end <= self.info.end:
             raise SpanOutsideModel((start, end), self.info.num_blocks)
-        make_current(self._device)
+        make_current(self._transfers.device)
         batch = self._with_redone(batch)
         outputs: list[Output] = [None] * len(batch)
         ran: list[Chunk] = []
@@ -312,9 +313,9 @@ class Span:
         embeds, last = blocks[0] == 0, blocks[1] == self.info.num_blocks
         counts = [len(chunk.inputs) for chunk in chunks]
         caches = () if self._states is None else [self._states.cache(chunk.session) for chunk in chunks]
-        step = Step(tables, counts, self.info.page_size, self._dtype, self._device, caches)
+        step = Step(tables, counts, self.info.page_size, self._dtype, self._transfers, caches)
         inputs = chunks[0].inputs if len(chunks) == 1 else torch.cat([chunk.inputs for chunk in chunks])
-        inputs = to_device(inputs, self._device, None if embeds else self._dtype)
+        inputs = self._transfers.to_device(inputs, None if embeds else self._dtype)
         asking = [(number, chunk.sample) for number, chunk in enumerate(chunks) if last and chunk.sample is not None]
         wanted: list[int] = []  # the rows behind which tokens are drawn
         requests: list[tuple[SampleRequest, int]] = []
@@ -322,13 +323,13 @@ class Span:
             end = step.stretches[number].offset + counts[number]
             wanted.extend(range(end - request.rows, end))
             requests.append((request, chunks[number].position + counts[number] - len(request.drafts)))
-        rows = to_device(torch.tensor(wanted, dtype=torch.int64), self._device)
+        rows = self._transfers.to_device(torch.tensor(wanted, dtype=torch.int64))
         result = self._driver.run(inputs, step, rows, part)
         if not last:
-            for place, hidden in zip(places, torch.split(to_host(result), counts), strict=True):
+            for place, hidden in zip(places, torch.split(self._transfers.to_host(result), counts), strict=True):
                 outputs[place] = hidden
         elif asking:
-            for (number, _), drawn in zip(asking, draw(result, requests), strict=True):
+            for (number, _), drawn in zip(asking, draw(result, requests, self._transfers), strict=True):
                 outputs[places[number]] = drawn
 
 
@@ -467,7 +468,8 @@ def load_span(
         pool = service.pages.pool
     states = None if service.new_cache is None else SessionStates(service.new_cache, room.sessions)
     driver = service.driver if accelerated is None else accelerated.driver
-    return Span(info, driver, SessionKV(pool, room.pages), dtype, device, states)
+    transfers = Transfers(device, None if acceleration.streams is None else acceleration.streams())
+    return Span(info, driver, SessionKV(pool, room.pages), dtype, transfers, states)
 
 
 class _ByteProgress:

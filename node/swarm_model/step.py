@@ -15,6 +15,7 @@ import torch
 
 from swarm_model.kernels import Layout
 from swarm_model.pages import PageTable
+from swarm_model.transfers import Transfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Step:
         tokens: Sequence[int],
         page_size: int,
         dtype: torch.dtype,
-        device: torch.device,
+        transfers: Transfers,
         caches: Sequence[Any] = (),
     ) -> None:
         """`tables` already hold the chunks' tokens; `tokens` says how many of each are new.
@@ -54,7 +55,7 @@ class Step:
         self.slot_list: list[int] = []
         self.tables: Final = tables
         self.page_size: Final = page_size
-        self._device, self._dtype = device, dtype
+        self._transfers, self._dtype = transfers, dtype
         self._masks: dict[tuple[int, int, int, int], torch.Tensor] = {}
         self._slots: dict[int, torch.Tensor] = {}
         self._layouts: dict[int, Layout | None] = {}
@@ -77,12 +78,12 @@ class Step:
     @cached_property
     def positions(self) -> torch.Tensor:
         """Each row's place in its session, `[1, tokens]`."""
-        return torch.tensor([self.position_list], device=self._device)
+        return self._transfers.to_device(torch.tensor([self.position_list]))
 
     @cached_property
     def slots(self) -> torch.Tensor:
         """Each row's place in the pool, `[tokens]`."""
-        return torch.tensor(self.slot_list, device=self._device)
+        return self._transfers.to_device(torch.tensor(self.slot_list))
 
     def layout(self, longest_chunk: int) -> Layout | None:
         """What kernels are told: of the first chunks up to one that is longer than `longest_chunk` rows, if any."""
@@ -98,14 +99,14 @@ class Step:
         pages = np.zeros((len(tables), max(map(len, tables))), np.int32)
         for row, table in zip(pages, tables, strict=True):
             row[: len(table)] = table
-        return Layout.of(row_ends, lengths, pages, self.page_size, self._device)
+        return Layout.of(row_ends, lengths, pages, self.page_size, self._transfers)
 
     def slots_of(self, stretch: Stretch) -> torch.Tensor:
         """The slots of a stretch whose pages do not follow one another, `[length]`."""
         if (slots := self._slots.get(stretch.offset)) is None:
             first_slots = np.array(stretch.pages, np.int64)[:, None] * self.page_size
             flat = (first_slots + np.arange(self.page_size)).ravel()[: stretch.length]
-            slots = self._slots[stretch.offset] = torch.from_numpy(flat).to(self._device)
+            slots = self._slots[stretch.offset] = self._transfers.to_device(torch.from_numpy(flat))
         return slots
 
     def mask(self, tokens: int, length: int, window: int, chunk: int = 0) -> torch.Tensor:
@@ -116,14 +117,15 @@ class Step:
         """
         key = (tokens, length, window, chunk)
         if (mask := self._masks.get(key)) is None:
-            rows = torch.arange(length - tokens, length, device=self._device)[:, None]
-            columns = torch.arange(length, device=self._device)
+            device = self._transfers.device
+            rows = torch.arange(length - tokens, length, device=device)[:, None]
+            columns = torch.arange(length, device=device)
             hidden = columns > rows
             if window:
                 hidden |= columns <= rows - window
             if chunk:
                 hidden |= columns < rows // chunk * chunk
-            mask = torch.zeros(tokens, length, dtype=self._dtype, device=self._device)
+            mask = torch.zeros(tokens, length, dtype=self._dtype, device=device)
             mask.masked_fill_(hidden, float("-inf"))
             self._masks[key] = mask
         return mask

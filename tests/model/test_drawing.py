@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from swarm_model.drawing import SampleRequest, draw
 from swarm_model.errors import LogitsNotFinite
 from swarm_model.sampling_params import Sampling
+from swarm_model.transfers import Transfers
 
+HOST = Transfers(torch.device("cpu"))
 VOCABULARY = 50
 SAMPLINGS = [
     Sampling(),
@@ -37,7 +39,7 @@ def test_tokens_are_the_same_wherever_they_are_chosen(seed: int, asked: list[tup
         history = np.array([rng.randrange(VOCABULARY) for _ in range(5 + drafts)], np.int32)
         guesses = [int(logits[row].float().argmax()) for row in range(drafts)]
         requests.append((SampleRequest(sampling, history, guesses), rng.randrange(100)))
-    assert draw(logits, requests, on_device=True) == draw(logits, requests, on_device=False)
+    assert draw(logits, requests, HOST, on_device=True) == draw(logits, requests, HOST, on_device=False)
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -46,7 +48,7 @@ def test_what_is_not_finite_fails_alone(on_device: bool, broken: float) -> None:
     logits = torch.zeros(3, VOCABULARY)
     logits[1, 5] = broken
     logits[2, 9] = 1.0
-    first, second, third = draw(logits, [(SampleRequest(Sampling()), 0)] * 3, on_device=on_device)
+    first, second, third = draw(logits, [(SampleRequest(Sampling()), 0)] * 3, HOST, on_device=on_device)
     assert isinstance(second, LogitsNotFinite)
     assert isinstance(first, tuple)
     assert isinstance(third, tuple)
@@ -56,6 +58,6 @@ def test_what_is_not_finite_fails_alone(on_device: bool, broken: float) -> None:
 def test_right_drafts_are_followed_by_one_more_token() -> None:
     logits = torch.eye(VOCABULARY)[[4, 5, 6]]
     for drafts, tokens in (((4, 5), [4, 5, 6]), ((4, 9), [4, 5]), ((8, 5), [4])):
-        (drawn,) = draw(logits, [(SampleRequest(Sampling(), drafts=drafts), 0)], on_device=True)
+        (drawn,) = draw(logits, [(SampleRequest(Sampling(), drafts=drafts), 0)], HOST, on_device=True)
         assert isinstance(drawn, tuple)
         assert [sampled.token for sampled in drawn] == tokens

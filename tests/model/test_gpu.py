@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +13,13 @@ import torch
 from swarm_model.acceleration import Acceleration, acceleration_of
 from swarm_model.checkpoint import Checkpoint
 from swarm_model.fp8_linears import TorchFp8Linear, fp8_linear_class
+from swarm_model.graphs import CudaGraphs, Run
 from swarm_model.int4_linears import CudaInt4Linear, int4_linear_class
 from swarm_model.int8_linears import TorchInt8Linear, int8_linear_class
 from swarm_model.sampling_params import MAX_TOP_LOGPROBS, Sampling
 from swarm_model.sizing import QuantizationName
 from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
+from swarm_model.transfers import CudaStreams, Transfers
 from tests.model.families import BLOCKS, FAMILIES, load_reference, load_spans
 from tests.model.test_acceleration import compare, run
 
@@ -53,10 +56,59 @@ def test_a_cuda_device_gives_what_a_cpu_gives(
 def test_every_kernel_that_can_be_imported_is_exact(checkpoint_of: Callable[[str], Path]) -> None:
     plain = run(load(checkpoint_of("llama"), torch.bfloat16, Acceleration()), 6)
     for make in acceleration_of(CUDA, 16).kernels:
-        alone = Acceleration((make,), acceleration_of(CUDA, 16).recorder)
+        alone = replace(acceleration_of(CUDA, 16), kernels=(make,))
         spans = load(checkpoint_of("llama"), torch.bfloat16, alone)
         assert all(span.info.kernel.endswith("+graphs") for span in spans)
         compare(run(spans, 6), plain, 0.3)
+
+
+class Counts(CudaGraphs):
+    """Remembers how many steps it recorded."""
+
+    recorded = 0
+
+    def record(self, run: Run) -> Run:
+        self.recorded += 1
+        return super().record(run)
+
+
+def test_what_is_recorded_before_serving_is_all_that_short_sessions_need(checkpoint_of: Callable[[str], Path]) -> None:
+    recorders: list[Counts] = []
+
+    def recorder() -> Counts:
+        recorders.append(Counts(CUDA))
+        return recorders[-1]
+
+    spans = load(checkpoint_of("llama"), torch.bfloat16, replace(acceleration_of(CUDA, 16), recorder=recorder))
+    assert all(span.info.kernel.endswith("+graphs") for span in spans)
+    ahead = [one.recorded for one in recorders]
+    plain = load(checkpoint_of("llama"), torch.bfloat16, Acceleration())
+    compare(run(spans, 8), run(plain, 8), 0.3)
+    assert [one.recorded for one in recorders] == ahead
+
+
+def test_what_crosses_over_the_side_stream_comes_as_it_was() -> None:
+    transfers, generator = Transfers(CUDA, CudaStreams(CUDA)), torch.Generator().manual_seed(1)
+    for _ in range(200):  # memory of earlier copies is used again
+        sent = torch.randn(1 << int(torch.randint(0, 20, (), generator=generator)), generator=generator)
+        work = torch.randn(512, 512, device=CUDA)
+        for _ in range(5):
+            work = work @ work
+        moved = transfers.to_device(sent)
+        assert torch.equal(transfers.to_host(moved + 1.0), sent + 1.0)
+    assert len(transfers.to_device(torch.zeros(0))) == 0
+
+
+def test_the_host_waits_for_its_copy_and_not_for_the_device() -> None:
+    transfers = Transfers(CUDA, CudaStreams(CUDA))
+    ready = transfers.to_device(torch.arange(5))
+    transfers.to_host(ready)  # what the first copy sets up may wait
+    aside = torch.cuda.Stream(CUDA)
+    with torch.cuda.stream(aside):
+        torch.cuda._sleep(1 << 32)  # over a second
+        behind = aside.record_event()
+    assert transfers.to_host(ready * 2).tolist() == [0, 2, 4, 6, 8]
+    assert not behind.query()
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4", "nf4", "fp8"])

@@ -10,6 +10,7 @@ from swarm_model.kernels import GatheredDecode
 from swarm_model.kv_pool import KVPool, KVShape
 from swarm_model.pages import PageAllocator, SessionKey
 from swarm_model.step import Step
+from swarm_model.transfers import Transfers
 
 CPU, PAGE = torch.device("cpu"), 16
 
@@ -56,7 +57,7 @@ def decode(graphs: DecodeGraphs, tokens: list[int], pages: int) -> torch.Tensor:
     """Send a token of each of some sessions, which then hold that many."""
     allocator = PageAllocator(pages, PAGE)
     tables = [allocator.place(SessionKey(bytes([number])), 0, count) for number, count in enumerate(tokens)]
-    step = Step(tables, [1] * len(tables), PAGE, torch.float32, CPU)
+    step = Step(tables, [1] * len(tables), PAGE, torch.float32, Transfers(CPU))
     inputs = torch.arange(1.0, len(tokens) + 1)[:, None]
     return graphs.run(inputs, step, torch.arange(len(tokens)))
 

@@ -25,6 +25,7 @@ from swarm_model.kernels import (
 )
 from swarm_model.native_attention import NativeAttention
 from swarm_model.native_kernels import native_operator
+from swarm_model.transfers import Transfers
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, SIZE = 4, 2, 16
@@ -183,7 +184,7 @@ def test_kernels_attend_as_written_out(name: str, changes: dict[str, Any], seed:
     query = torch.randn(sum(counts), asked.heads, asked.key_size)
     sinks = torch.randn(asked.heads) if asked.has_sinks else None
     row_ends = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-    layout = Layout.of(row_ends, np.array(lengths, np.int32), table, page_size, CPU)
+    layout = Layout.of(row_ends, np.array(lengths, np.int32), table, page_size, Transfers(CPU))
 
     output = kernel.attend(query, keys, values, layout, asked, sinks)
 

@@ -12,6 +12,7 @@ import torch
 from swarm_model.errors import ContextTooLong, InvalidChunk, KVFull, ModelError, PositionGap
 from swarm_model.sampling_params import Sampling
 from swarm_model.span import Chunk, Output, SampleRequest, SessionKey, Span
+from swarm_model.transfers import Transfers
 from tests.model.families import BLOCKS, LONGEST, VOCABULARY, load_reference, load_spans
 
 A, B, C = (SessionKey(name) for name in (b"a", b"b", b"c"))
@@ -138,7 +139,7 @@ def test_a_failed_step_cuts_its_sessions_back(checkpoint_of: Callable[[str], Pat
 
     (span,) = load_spans(checkpoint_of("llama"), [0, BLOCKS])
     span.forward([Chunk(A, 0, ids(9))])
-    broken = Span(span.info, Broken(), span._kv, torch.float32, torch.device("cpu"))
+    broken = Span(span.info, Broken(), span._kv, torch.float32, Transfers(torch.device("cpu")))
     with pytest.raises(RuntimeError, match="out of memory"):
         broken.forward([Chunk(A, 9, ids(2)), Chunk(B, 0, ids(2))])
     assert (span.cached(A), span.cached(B)) == (9, 0)

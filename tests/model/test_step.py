@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from swarm_model.pages import PageTable
 from swarm_model.step import Step
+from swarm_model.transfers import Transfers
 
+HOST = Transfers(torch.device("cpu"))
 PAGE = 4
 
 
@@ -35,16 +37,16 @@ def slots_written(step: Step) -> list[int]:
 @given(chunks())
 def test_rows_are_written_into_their_sessions_pages_and_no_others(chunk: tuple[list[int], int, int]) -> None:
     pages, tokens, new = chunk
-    step = Step([table_of(pages, tokens)], [new], PAGE, torch.float32, torch.device("cpu"))
+    step = Step([table_of(pages, tokens)], [new], PAGE, torch.float32, HOST)
     places = [page * PAGE + place for page in pages for place in range(PAGE)]
     assert slots_written(step) == places[tokens - new : tokens]
 
 
 def test_pages_that_only_begin_and_end_like_a_row_are_none() -> None:
-    step = Step([table_of([5, 9, 7], 12)], [12], PAGE, torch.float32, torch.device("cpu"))
+    step = Step([table_of([5, 9, 7], 12)], [12], PAGE, torch.float32, HOST)
     assert step.first_slot is None
 
 
 def test_pages_in_a_row_are_written_in_place() -> None:
-    step = Step([table_of([9, 3, 4], 12)], [8], PAGE, torch.float32, torch.device("cpu"))
+    step = Step([table_of([9, 3, 4], 12)], [8], PAGE, torch.float32, HOST)
     assert step.first_slot == 3 * PAGE

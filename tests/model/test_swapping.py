@@ -10,6 +10,7 @@ import torch
 from swarm_model.errors import KVFull
 from swarm_model.sampling_params import Sampling
 from swarm_model.span import Chunk, SampleRequest, SessionKey, Span
+from swarm_model.transfers import Transfers
 from tests.model.families import BLOCKS, VOCABULARY, load_reference, load_spans
 
 GREEDY = SampleRequest(Sampling())
@@ -87,7 +88,7 @@ def test_a_failed_step_leaves_swapped_sessions_where_they_were(checkpoint_of: Ca
                 raise RuntimeError("out of memory")
             return span._driver.run(*arguments)  # type: ignore[arg-type]
 
-    failing = Span(span.info, FailsOnce(), span._kv, torch.float32, torch.device("cpu"))
+    failing = Span(span.info, FailsOnce(), span._kv, torch.float32, Transfers(torch.device("cpu")))
     with pytest.raises(RuntimeError, match="out of memory"):
         failing.forward([Chunk(first, 16, text[16:20]), Chunk(second, 16, text[16:20])])
     assert (span.cached(first), span.cached(second)) == (16, 16)
