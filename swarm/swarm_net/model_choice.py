@@ -63,7 +63,8 @@ def choose(found: Mapping[ModelId, Iterable[Record]]) -> Choice:
     leaders = [model for model, strength in strengths.items() if strength == best]
     if len(leaders) > 1:
         raise AmbiguousModel(model=leaders[0].name, revisions=tuple(sorted(model.revision for model in leaders)))
-    others = sorted(model.revision for model in strengths if model is not leaders[0])
+    # Of what a node merely lists nothing is passed on: signed records alone hold text that people may be shown
+    others = sorted(model.revision for model, (_, peers) in strengths.items() if peers and model is not leaders[0])
     return Choice(leaders[0], tuple(others))
 
 

@@ -38,11 +38,20 @@ def test_one_that_is_served_whole_goes_before_one_that_more_peers_serve_in_part(
 
 
 def test_of_those_served_whole_the_one_of_most_peers_is_meant_and_the_others_are_told() -> None:
-    found = {ONE: [record("a", ONE, 0, 6), record("b", ONE, 6, 12)], TWO: [record("c", TWO)], THREE: []}
+    found = {
+        ONE: [record("a", ONE, 0, 6), record("b", ONE, 6, 12)],
+        TWO: [record("c", TWO)],
+        THREE: [record("d", THREE)],
+    }
     choice = choose(found)
     assert choice.model == ONE
     assert choice.others == (TWO.revision, THREE.revision)
     assert all(text in choice.notice() for text in (*choice.others, f"demo@{TWO.revision[:12]}"))
+
+
+def test_what_a_node_lists_without_records_is_not_shown() -> None:
+    made_up = ModelId(name="demo", revision="\x1b]0;hello\x07")
+    assert choose({ONE: [record("a", ONE)], made_up: []}).others == ()
 
 
 def test_a_peer_counts_once_and_only_online_and_in_one_size() -> None:
