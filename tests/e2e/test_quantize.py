@@ -35,7 +35,7 @@ def continued_by_a_span(checkpoint: Path, quantize: QuantizationName) -> list[in
     return ids[len(PROMPT) :]
 
 
-@pytest.mark.parametrize("quantize", ["int8", "nf4"])
+@pytest.mark.parametrize("quantize", ["int8", pytest.param("nf4", marks=pytest.mark.slow)])
 async def test_a_quantized_swarm_says_so_and_computes_what_its_spans_compute(
     quantize: QuantizationName, checkpoint: Path, cache_dir: Path
 ) -> None:

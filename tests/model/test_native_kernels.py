@@ -211,6 +211,7 @@ def test_without_a_compiler_everything_works(checkpoint_of: Callable[[str], Path
         assert int8 != "NativeInt8Linear"
 
 
+@pytest.mark.slow  # compiles and loads for several
 @needs_attention
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of this architecture")
 def test_older_processors_attend_natively_too(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -239,6 +240,7 @@ def test_what_cannot_be_compiled_is_not_tried_again(checkpoint_of: Callable[[str
     assert [report.read_text() for report in reports] == ["no such flag\n"] * len(NAMES)
 
 
+@pytest.mark.slow  # three processes that compile everything
 @needs_attention
 def test_processes_that_start_together_compile_once(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     calls = tmp_path / "calls"
