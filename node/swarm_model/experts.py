@@ -31,7 +31,7 @@ def quantizes_experts(checkpoint: Checkpoint) -> bool:
 def expert_counts(config: Any) -> frozenset[int]:
     """Collect the numbers of experts that a configuration names, under whatever names."""
     values = config.to_dict()
-    return frozenset(value for key, value in values.items() if "expert" in key and isinstance(value, int))
+    return frozenset(value for key, value in values.items() if "expert" in key and type(value) is int and value > 0)
 
 
 def replace_experts(

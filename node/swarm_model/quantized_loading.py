@@ -98,7 +98,7 @@ def _say_what_stays(model: Any, anatomy: Anatomy, span: tuple[int, int], wanted:
     if size > WORTH_SAYING * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()):
         kinds = sorted({name.removeprefix(anatomy.blocks + ".").partition(".")[2] for name, _ in stays})
         log.warning(
-            "%s covers plain linear layers: %s (%.0f MB) of the blocks stay in %s",
+            "%s does not cover all of the blocks: %s (%.0f MB) stay in %s",
             wanted,
             ", ".join(kinds),
             size / 1e6,

@@ -34,6 +34,7 @@ from swarm_model.experts import quantizes_experts
 from swarm_model.kv_pool import KVPool
 from swarm_model.linears import can_pack, pack_linears
 from swarm_model.load_checks import LoadedSpan, Mode, choose_service, run_reference, watch_cache
+from swarm_model.load_progress import ByteProgress, LoadProgress
 from swarm_model.loading import (
     drop_unused_embedding,
     give_back_memory,
@@ -82,19 +83,6 @@ class Chunk:
     inputs: torch.Tensor
     sample: SampleRequest | None = None
     redone: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LoadProgress:
-    """How far loading is, in bytes, or in recorded steps. Stages come in this order.
-
-    "build" compiles kernels, the first time on a machine; "fetch" comes only where something is downloaded, and
-    "record" where decode steps are recorded.
-    """
-
-    stage: Literal["build", "fetch", "read", "record", "digest"]
-    done: int
-    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,7 +356,7 @@ def load_span(
     files = files_of(checkpoint, anatomy, start, end)
     checkpoint.fetch(files, lambda done, total: on_progress(LoadProgress("fetch", done, total)))
 
-    read = _ByteProgress(
+    read = ByteProgress(
         "read", sum(checkpoint.tensors[name].end - checkpoint.tensors[name].start for name in names), on_progress
     )
     with foreign_code(checkpoint.family):
@@ -437,7 +425,7 @@ def load_span(
     absorbed_bytes = sum(maps.size_bytes for maps in absorbed.values())
     give_back_memory()
     owned = {block: [checkpoint.tensors[name] for name in anatomy.digest_tensors(block)] for block in range(start, end)}
-    hashed = _ByteProgress("digest", sum(t.end - t.start for tensors in owned.values() for t in tensors), on_progress)
+    hashed = ByteProgress("digest", sum(t.end - t.start for tensors in owned.values() for t in tensors), on_progress)
     scheme = [anatomy.plan.label] if anatomy.plan else []
     info = SpanInfo(
         family=checkpoint.family,
@@ -470,21 +458,6 @@ def load_span(
     driver = service.driver if accelerated is None else accelerated.driver
     transfers = Transfers(device, None if acceleration.streams is None else acceleration.streams())
     return Span(info, driver, SessionKV(pool, room.pages), dtype, transfers, states)
-
-
-class _ByteProgress:
-    """Adds up bytes and reports about a hundred times on the way."""
-
-    def __init__(self, stage: Literal["read", "digest"], total: int, report: Callable[[LoadProgress], None]) -> None:
-        self._stage, self._total, self._report = stage, total, report
-        self._done = self._reported = 0
-
-    def add(self, size: int) -> None:
-        self._done += size
-        if self._done - self._reported >= self._total // 100 or self._done >= self._total:
-            self._reported = self._done
-            # a tied embedding is read twice where a span is quantized part by part
-            self._report(LoadProgress(self._stage, min(self._done, self._total), self._total))
 
 
 def _longest_session(checkpoint: Checkpoint, model: Any) -> int:

@@ -287,8 +287,8 @@ async def test_a_request_ends_with_its_timeout_or_its_link(make: MakeEndpoint) -
         await near.request(link, Models(request=0), timeout_s=TIMEOUT_S)
 
 
-async def test_only_so_many_requests_are_served_at_once(make: MakeEndpoint) -> None:
-    near, far, go = make(), make(EndpointLimits(serving_per_peer=2)), asyncio.Event()
+def serve_slowly(endpoint: Endpoint, go: asyncio.Event) -> Mailbox:
+    """Have all answers wait until `go`; what is asked arrives in the mailbox at once."""
     served = Mailbox()
 
     async def wait(link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
@@ -296,7 +296,13 @@ async def test_only_so_many_requests_are_served_at_once(make: MakeEndpoint) -> N
         await go.wait()
         return ModelList(request=0), b""
 
-    far.serve(Models, wait)
+    endpoint.serve(Models, wait)
+    return served
+
+
+async def test_only_so_many_requests_are_served_at_once(make: MakeEndpoint) -> None:
+    near, far, go = make(), make(EndpointLimits(serving_per_peer=2)), asyncio.Event()
+    served = serve_slowly(far, go)
     link = await connect(near, far)
     bulk = await near.link(link.peer, link.remote_addresses, lane="bulk", timeout_s=TIMEOUT_S)
     asked = [asyncio.ensure_future(near.request(link, Models(request=0), timeout_s=TIMEOUT_S)) for _ in range(2)]
@@ -312,14 +318,7 @@ async def test_only_so_many_requests_are_served_at_once(make: MakeEndpoint) -> N
 
 async def test_only_so_many_requests_of_all_peers_are_served_at_once(make: MakeEndpoint) -> None:
     one, two, far, go = make(), make(), make(EndpointLimits(serving=2)), asyncio.Event()
-    served = Mailbox()
-
-    async def wait(link: Link, message: Models, body: bytes) -> tuple[Message, Body]:
-        served(link, message, body)
-        await go.wait()
-        return ModelList(request=0), b""
-
-    far.serve(Models, wait)
+    served = serve_slowly(far, go)
     link, other = await connect(one, far), await connect(two, far)
     asked = [asyncio.ensure_future(one.request(link, Models(request=0), timeout_s=TIMEOUT_S)) for _ in range(2)]
     for _ in asked:
